@@ -1,0 +1,133 @@
+"""Convolution, normalisation, activation in one; its depthwise-separable form; and the score layer after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+
+from torch import Tensor, nn
+
+from .norm import Norm, refuse_single_value
+
+Act = Callable[[], nn.Module]
+
+
+def relu() -> nn.Module:
+    """ReLU that overwrites its input, which nothing else holds here."""
+    return nn.ReLU(inplace=True)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution (with bias only where no norm follows), norm, activation: (N, C, H, W) -> (N, C', h, w).
+
+    Weights are normal with std sqrt(2 / fan_out) (He et al. 2015, detectron2's c2_msra_fill), fan_out counted within a
+    group; biases are 0.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        norm: Norm | None,
+        act: Act | None = relu,
+    ) -> None:
+        """Build and initialise.
+
+        Args:
+            in_channels: C.
+            out_channels: C'.
+            kernel_size: 3 unless said.
+            stride: of the convolution.
+            dilation: of the convolution.
+            padding: cells on every side; None keeps the size at stride 1.
+            groups: of the convolution.
+            norm: from channels to a layer, or None.
+            act: makes the activation, or None.
+
+        Raises:
+            ValueError: in forward, where a training BatchNorm would see one value per channel.
+        """
+        super().__init__()
+        pad = dilation * (kernel_size // 2) if padding is None else padding
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, pad, dilation, groups=groups, bias=norm is None
+        )
+        self.norm = norm(out_channels) if norm is not None else None
+        self.act = act() if act is not None else None
+        nn.init.normal_(self.conv.weight, std=sqrt(2 * groups / (out_channels * kernel_size**2)))
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', h, w)."""
+        x = self.conv(x)
+        if self.norm is not None:
+            refuse_single_value(self.norm, x)
+            x = self.norm(x)
+        return x if self.act is None else self.act(x)
+
+
+class SeparableConv(nn.Module):
+    """Depthwise convolution, norm, activation, then 1x1 convolution, norm, activation (DeepLabv3+ section 3.1)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        norm: Norm | None,
+        act: Act | None = relu,
+    ) -> None:
+        """Build both convolutions.
+
+        Args:
+            in_channels: C.
+            out_channels: C'.
+            kernel_size: of the depthwise convolution.
+            stride: of the depthwise convolution.
+            dilation: of the depthwise convolution.
+            norm: from channels to a layer, or None.
+            act: makes the activation after both convolutions; None where it comes before them (Xception).
+        """
+        super().__init__()
+        self.depthwise = ConvNormAct(
+            in_channels,
+            in_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            dilation=dilation,
+            groups=in_channels,
+            norm=norm,
+            act=act,
+        )
+        self.pointwise = ConvNormAct(in_channels, out_channels, kernel_size=1, norm=norm, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', h, w)."""
+        return self.pointwise(self.depthwise(x))
+
+
+def score_layer(in_channels: int, num_classes: int, *, std: float = 0.01) -> nn.Conv2d:
+    """1x1 convolution to class scores, weights normal with `std` (0: all zero, FCN), bias 0."""
+    layer = nn.Conv2d(in_channels, num_classes, 1)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+def conv_head(
+    in_channels: int, num_classes: int, *, channels: int, norm: Norm | None, dropout: float = 0.1
+) -> nn.Sequential:
+    """3x3 convolution to `channels`, norm, ReLU, dropout, 1x1 to class scores (torchvision's FCN head, PSPNet)."""
+    return nn.Sequential(
+        ConvNormAct(in_channels, channels, norm=norm), nn.Dropout(dropout), score_layer(channels, num_classes)
+    )
