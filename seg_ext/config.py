@@ -1,0 +1,133 @@
+"""Configuration: the keys that seg_ext adds to detectron2's, and loading that explains what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from seg_ext.errors import UserError
+
+_CONFIG_ROOTS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "configs")
+
+
+def add_seg_ext_config(cfg: CfgNode) -> None:
+    """Add seg_ext's keys, with their defaults, to a detectron2 config in place."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.DECODER = CfgNode()
+    head.DECODER.NAME = ""  # a name of seg_ext.decoders.DECODERS, or "package.module:Class"
+    head.DECODER.ARGS = CfgNode(new_allowed=True)  # keyword arguments of the decoder's constructor
+    head.LOSSES = [{"NAME": "cross_entropy"}]  # each with WEIGHT (default 1) and the loss's own arguments
+    head.AUX_WEIGHT = 0.4  # weight of every auxiliary output's losses
+    head.THING_IDS = []  # semantic ids that denote things; panoptic fusion never emits them as stuff
+
+    resnets = cfg.MODEL.RESNETS
+    resnets.OUTPUT_STRIDE = 32  # 8, 16 or 32: later strides become dilations
+    resnets.MULTI_GRID = [1, 1, 1]  # factors on the dilation of the units of res5
+    resnets.FIRST_DILATION = "own"  # rate of a dilated stage's first unit: its "own", or the "previous" stage's
+    resnets.DEEP_STEM = False  # three 3x3 convolutions in place of the 7x7
+
+    cfg.DATASETS.FOLDERS = []  # data sets from folders: [{NAME, IMAGES, LABELS, CLASSES, IGNORE, LABEL_MAP}]
+    cfg.INPUT.AUGMENTATIONS = []  # [{NAME: ..., arguments}]; empty: detectron2's own from INPUT.*
+    cfg.SOLVER.OPTIMIZER = "SGD"  # SGD, ADAM or ADAMW
+    cfg.SOLVER.POLY_LR_POWER = 0.9  # exponent of LR_SCHEDULER_NAME WarmupPolyLR
+    cfg.TEST.GALLERY = 0  # pictures in the gallery of an evaluation, worst first; 0 for none
+
+
+def get_cfg() -> CfgNode:
+    """detectron2's default config with seg_ext's keys."""
+    cfg = get_detectron2_cfg()
+    add_seg_ext_config(cfg)
+    return cfg
+
+
+def find_config(path: str | Path) -> Path:
+    """The file itself, or the config of that name shipped with seg_ext (``"camvid/unet_R_18_cpu.yaml"``)."""
+    candidates = [Path(path), *(root / path for root in _CONFIG_ROOTS)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = [str(file.relative_to(root)) for root in _CONFIG_ROOTS for file in root.glob("*/*.yaml")]
+    raise UserError(f"config file {path} not found{_did_you_mean(str(path), shipped)}")
+
+
+def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a yaml over the defaults, then ``KEY VALUE`` overrides.
+
+    Raises:
+        UserError: no such file, not plain yaml, a key that nobody knows (with the nearest known one), a wrong type.
+    """
+    cfg = get_cfg()
+    file = find_config(path)
+    try:
+        loaded = CfgNode(CfgNode.load_yaml_with_base(str(file), allow_unsafe=False))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not plain yaml: {' '.join(str(error).split())}") from error
+    except (OSError, AssertionError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as a config: {error}") from error
+    _merge(cfg, loaded, str(file))
+    _merge_opts(cfg, opts)
+    return cfg
+
+
+def has_instances(cfg: CfgNode) -> bool:
+    """Whether the model of this config predicts instances."""
+    return cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor" and bool(cfg.MODEL.ROI_HEADS.NAME)
+
+
+def has_semantics(cfg: CfgNode) -> bool:
+    """Whether the model of this config predicts a semantic map."""
+    return cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" and bool(cfg.MODEL.SEM_SEG_HEAD.NAME)
+
+
+def _merge(cfg: CfgNode, other: CfgNode, source: str) -> None:
+    try:
+        cfg.merge_from_other_cfg(other)
+    except (KeyError, ValueError, AssertionError) as error:
+        text = str(error.args[0]) if error.args else str(error)
+        unknown = re.search(r"Non-existent config key: (\S+)", text)
+        if unknown:
+            raise UserError(f"{source}: {_unknown_key(cfg, unknown[1])}") from error
+        raise UserError(f"{source}: {' '.join(text.split())}") from error
+
+
+def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
+    if len(opts) % 2:
+        raise UserError(f"overrides come as KEY VALUE pairs; {opts[-1]!r} has no value")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        *parents, leaf = key.split(".")
+        node = cfg
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, CfgNode) else None
+        if not isinstance(node, CfgNode) or (leaf not in node and not node.is_new_allowed()):
+            raise UserError(f"command line: {_unknown_key(cfg, key)}")
+        if leaf not in node:
+            node[leaf] = CfgNode._decode_cfg_value(value)
+            continue
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError, KeyError) as error:
+            raise UserError(f"command line: {key} {value}: {' '.join(str(error).split())}") from error
+
+
+def _unknown_key(cfg: CfgNode, key: str) -> str:
+    return f"unknown key {key}{_did_you_mean(key, _all_keys(cfg))}"
+
+
+def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in cfg.items():
+        keys.append(prefix + name)
+        if isinstance(value, CfgNode):
+            keys += _all_keys(value, f"{prefix}{name}.")
+    return keys
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

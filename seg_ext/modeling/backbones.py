@@ -1,0 +1,51 @@
+"""Backbones by name for MODEL.BACKBONE.NAME: each turns config keys into an encoder detectron2 can use."""
+
+from __future__ import annotations
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+
+from seg_ext.errors import UserError
+from seg_ext.modeling.fpn import FPN
+from seg_ext.modeling.norm import norm_layer
+from seg_ext.modeling.resnet import DILATIONS, UNITS, ResNet, Stem, build_stages
+
+
+@BACKBONE_REGISTRY.register()
+def build_seg_ext_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
+    """ResNet from MODEL.RESNETS: detectron2's keys, OUTPUT_STRIDE, MULTI_GRID, FIRST_DILATION, DEEP_STEM."""
+    keys = cfg.MODEL.RESNETS
+    norm = norm_layer(keys.NORM, "MODEL.RESNETS.NORM")
+    for key, value, accepted in (
+        ("DEPTH", keys.DEPTH, tuple(UNITS)),
+        ("OUTPUT_STRIDE", keys.OUTPUT_STRIDE, tuple(DILATIONS)),
+        ("FIRST_DILATION", keys.FIRST_DILATION, ("own", "previous")),
+        ("RES2_OUT_CHANNELS", keys.RES2_OUT_CHANNELS, (64,) if keys.DEPTH < 50 else (256,)),
+    ):
+        if value not in accepted:
+            raise UserError(f"MODEL.RESNETS.{key} {value!r}: takes {' or '.join(map(repr, accepted))} here")
+    stem = Stem(input_shape.channels, keys.STEM_OUT_CHANNELS, norm=norm, deep=keys.DEEP_STEM)
+    stages = build_stages(
+        keys.DEPTH,
+        keys.STEM_OUT_CHANNELS,
+        norm=norm,
+        res2_channels=keys.RES2_OUT_CHANNELS,
+        output_stride=keys.OUTPUT_STRIDE,
+        multi_grid=keys.MULTI_GRID,
+        first_dilation=keys.FIRST_DILATION,
+        stride_in_1x1=keys.STRIDE_IN_1X1,
+        groups=keys.NUM_GROUPS,
+        width_per_group=keys.WIDTH_PER_GROUP,
+    )
+    return ResNet(stem, stages, out_features=keys.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+@BACKBONE_REGISTRY.register()
+def build_seg_ext_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """The ResNet above under a feature pyramid from MODEL.FPN."""
+    return FPN(
+        build_seg_ext_resnet_backbone(cfg, input_shape),
+        cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=norm_layer(cfg.MODEL.FPN.NORM, "MODEL.FPN.NORM"),
+    )

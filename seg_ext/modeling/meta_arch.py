@@ -1,0 +1,197 @@
+"""PanopticSegmentor: one backbone under a semantic head, Mask R-CNN, or both; which heads exist decides the task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator, build_roi_heads
+from detectron2.modeling.meta_arch.semantic_seg import build_sem_seg_head
+from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from seg_ext.errors import UserError
+from seg_ext.postprocess import fuse_panoptic
+
+
+@META_ARCH_REGISTRY.register()
+class PanopticSegmentor(nn.Module):
+    """Semantic, instance or panoptic segmentation in detectron2's input and output format.
+
+    In training a batch may mix images with label maps, with instances, with both or with neither: each loss is taken
+    over the images that have its ground truth.
+    """
+
+    sem_seg_head: Any  # modules or None: detectron2's own have no common type
+    proposal_generator: Any
+    roi_heads: Any
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        sem_seg_head: nn.Module | None = None,
+        proposal_generator: nn.Module | None = None,
+        roi_heads: nn.Module | None = None,
+        thing_ids: Sequence[int] = (),
+        overlap_threshold: float = 0.5,
+        stuff_area: int = 4096,
+        score_threshold: float = 0.5,
+    ) -> None:
+        """Assemble a model from its parts.
+
+        Args:
+            backbone: a detectron2 backbone.
+            pixel_mean: mean of every input channel.
+            pixel_std: divisor of every input channel.
+            sem_seg_head: detectron2's protocol, see :class:`seg_ext.modeling.seg_head.SegHead`.
+            proposal_generator: comes with ``roi_heads``.
+            roi_heads: detectron2's, Mask R-CNN's.
+            thing_ids: semantic ids that denote things, for panoptic fusion.
+            overlap_threshold: see :func:`seg_ext.postprocess.fuse_panoptic`.
+            stuff_area: likewise, pixels.
+            score_threshold: likewise.
+        """
+        super().__init__()
+        if sem_seg_head is None and roi_heads is None:
+            raise UserError("a model needs MODEL.SEM_SEG_HEAD.NAME or MODEL.ROI_HEADS.NAME; both are empty")
+        if (proposal_generator is None) != (roi_heads is None):
+            raise UserError("MODEL.PROPOSAL_GENERATOR.NAME and MODEL.ROI_HEADS.NAME go together: set or empty both")
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self._fusion: dict[str, Any] = {
+            "thing_ids": tuple(thing_ids),
+            "overlap_threshold": overlap_threshold,
+            "stuff_area": stuff_area,
+            "score_threshold": score_threshold,
+        }
+
+    @classmethod
+    def from_config(cls, cfg) -> dict[str, Any]:
+        """Arguments of the constructor; an empty NAME means no such head."""
+        model = cfg.MODEL
+        backbone = build_backbone(cfg)
+        shape = backbone.output_shape()
+        roi_shape = {name: spec for name, spec in shape.items() if getattr(spec, "offset", 0) == 0}
+        combine = model.PANOPTIC_FPN.COMBINE
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, shape) if model.SEM_SEG_HEAD.NAME else None,
+            "proposal_generator": build_proposal_generator(cfg, roi_shape) if model.PROPOSAL_GENERATOR.NAME else None,
+            "roi_heads": build_roi_heads(cfg, roi_shape) if model.ROI_HEADS.NAME else None,
+            "pixel_mean": model.PIXEL_MEAN,
+            "pixel_std": model.PIXEL_STD,
+            "thing_ids": model.SEM_SEG_HEAD.THING_IDS,
+            "overlap_threshold": combine.OVERLAP_THRESH,
+            "stuff_area": combine.STUFF_AREA_LIMIT,
+            "score_threshold": combine.INSTANCES_CONFIDENCE_THRESH,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are moved to."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Losses by name in training, else one dict an image.
+
+        Args:
+            batched_inputs: per image ``image`` (C, H, W); ``height``, ``width`` of the output; in training
+                ``sem_seg`` (H, W) and ``instances``.
+
+        Returns:
+            In inference per image: ``sem_seg`` (K, height, width) scores, ``instances``, and with both heads
+            ``panoptic_seg``: (height, width) ids and a list of segment dicts.
+        """
+        images = self._images(batched_inputs)
+        features = self.backbone(images.tensor)
+        if not self.training:
+            return self._infer(images, features, batched_inputs)
+        losses: dict[str, Tensor] = {}
+        if self.sem_seg_head is not None:
+            losses.update(self.sem_seg_head(features, self._targets(images, batched_inputs))[1])
+        if self.roi_heads is not None:
+            losses.update(self._instance_losses(images, features, batched_inputs))
+        return losses
+
+    def _images(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        return self._batch(images, 0.0)
+
+    def _batch(self, tensors: list[Tensor], value: float) -> ImageList:
+        """Pad to one size that the backbone accepts."""
+        return ImageList.from_tensors(
+            tensors,
+            self.backbone.size_divisibility,
+            pad_value=value,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor | None:
+        """(N, H, W) ids, all ignored for an image without a label map; None when no image has one."""
+        if not any("sem_seg" in x for x in batched_inputs):
+            return None
+        ignore = self.sem_seg_head.ignore_value
+        targets = [
+            x["sem_seg"].to(self.device)
+            if "sem_seg" in x
+            else torch.full(size, ignore, dtype=torch.long, device=self.device)
+            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        return self._batch(targets, ignore).tensor
+
+    def _instance_losses(
+        self, images: ImageList, features: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """RPN and ROI losses over the images that have instances, if only an empty list of them."""
+        index = [i for i, x in enumerate(batched_inputs) if "instances" in x]
+        if not index:
+            if self.sem_seg_head is None:
+                raise UserError("instance training needs 'instances' in the inputs; does the data set have them?")
+            return {}
+        if len(index) < len(batched_inputs):
+            features = {name: x[index] for name, x in features.items()}
+            images = ImageList(images.tensor[index], [images.image_sizes[i] for i in index])
+        truth = [batched_inputs[i]["instances"].to(self.device) for i in index]
+        proposals, losses = self.proposal_generator(images, features, truth)
+        _, roi_losses = self.roi_heads(images, features, proposals, truth)
+        return {**losses, **roi_losses}
+
+    def _infer(
+        self, images: ImageList, features: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        scores = self.sem_seg_head(features)[0] if self.sem_seg_head is not None else None
+        detections: list[Instances] | None = None
+        if self.roi_heads is not None:
+            proposals, _ = self.proposal_generator(images, features, None)
+            detections, _ = self.roi_heads(images, features, proposals, None)
+        results = []
+        for i, (inputs, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
+            result: dict[str, Any] = {}
+            if scores is not None:
+                result["sem_seg"] = sem_seg_postprocess(scores[i], size, height, width)
+            if detections is not None:
+                result["instances"] = detector_postprocess(detections[i], height, width)
+            if len(result) == 2:
+                result["panoptic_seg"] = self.fuse(result["sem_seg"].argmax(0), result["instances"])
+            results.append(result)
+        return results
+
+    def fuse(self, labels: Tensor, instances: Instances) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Panoptic segments from an (H, W) label map and instances, with this model's thresholds."""
+        return fuse_panoptic(
+            labels, instances.pred_masks, scores=instances.scores, classes=instances.pred_classes, **self._fusion
+        )

@@ -1,0 +1,215 @@
+"""SegHead: the one adapter that turns a plain decoder into a detectron2 semantic head."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from seg_ext.decoders import DECODERS
+from seg_ext.errors import UserError
+from seg_ext.layers import FeatureSpec, resize_to
+from seg_ext.losses import LOSSES
+from seg_ext.modeling.norm import norm_layer
+
+_HEAD = "MODEL.SEM_SEG_HEAD"
+WeightedLoss = tuple[str, float, Callable[..., Tensor]]
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class SegHead(nn.Module):
+    """Features by name in; losses out in training, (N, K, H, W) scores at the input's size in inference.
+
+    Works in detectron2's ``SemanticSegmentor`` and ``PanopticFPN`` and in ``PanopticSegmentor``. A backbone that
+    returns ``image`` (ours do) gives the exact output size; with another one it is the deepest guess possible from
+    strides: the logits' size times the decoder's stride.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        decoder: nn.Module,
+        in_features: Sequence[str],
+        *,
+        losses: Sequence[WeightedLoss],
+        ignore_value: int = 255,
+        aux_weight: float = 0.4,
+        loss_weight: float = 1.0,
+    ) -> None:
+        """Hold a decoder and what it is trained with.
+
+        Args:
+            decoder: see :mod:`seg_ext.decoders`.
+            in_features: names of the feature maps handed to the decoder.
+            losses: (name, weight, function) triples, applied to "logits" and to every "aux_*" output.
+            ignore_value: target id that counts for nothing.
+            aux_weight: factor on the losses of the auxiliary outputs.
+            loss_weight: factor on all losses.
+        """
+        super().__init__()
+        self.decoder = decoder
+        self.in_features = tuple(in_features)
+        self.ignore_value = ignore_value
+        self._losses = tuple(losses)
+        self._aux_weight = aux_weight
+        self._loss_weight = loss_weight
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the constructor from MODEL.SEM_SEG_HEAD and the backbone's ``output_shape()``."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "decoder": build_decoder(
+                head.DECODER.NAME,
+                select_features(input_shape, head.IN_FEATURES),
+                head.NUM_CLASSES,
+                norm=norm_layer(head.NORM),
+                args=dict(head.DECODER.ARGS),
+            ),
+            "in_features": head.IN_FEATURES,
+            "losses": build_losses(head.LOSSES),
+            "ignore_value": head.IGNORE_VALUE,
+            "aux_weight": head.AUX_WEIGHT,
+            "loss_weight": head.LOSS_WEIGHT,
+        }
+
+    def forward(
+        self, features: Mapping[str, Tensor], targets: Tensor | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """detectron2's protocol.
+
+        Args:
+            features: maps by name, the backbone's.
+            targets: (N, H, W) ids, in training.
+
+        Returns:
+            ``(None, losses)`` in training, ``(scores (N, K, H, W), {})`` in inference; K >= 2, the softmax of the
+            scores being the probability (a one-channel decoder's z leaves as [0, z]).
+        """
+        try:
+            outputs = self.decoder({name: features[name] for name in self.in_features})
+        except ValueError as error:  # a decoder's own refusal, such as BatchNorm on a single value
+            raise UserError(f"{_HEAD}: {error}") from error
+        if self.training:
+            if targets is None:
+                raise UserError("semantic training needs 'sem_seg' in the inputs; does the data set have label maps?")
+            size = targets.shape[-2:]
+            logits = {name: self._to_size(x, size) for name, x in outputs.items() if not name.startswith("image_")}
+            return None, self.losses(logits, targets)
+        scores = outputs["logits"]
+        if "image" in features:
+            height, width = features["image"].shape[-2:]
+        else:
+            height, width = (side * self.decoder.out_stride for side in scores.shape[-2:])
+        scores = self._to_size(scores, (height, width))
+        return (torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores), {}
+
+    def losses(self, logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+        """Every configured loss of every (N, K, H, W) output against (N, H, W) targets, weighted."""
+        losses = {}
+        for output, x in logits.items():
+            weight = self._loss_weight * (1.0 if output == "logits" else self._aux_weight)
+            for name, loss_weight, function in self._losses:
+                key = "loss_sem_seg" + (f"_{name}" if len(self._losses) > 1 else "")
+                key += "" if output == "logits" else f"_{output}"
+                losses[key] = weight * loss_weight * function(x, targets, ignore=self.ignore_value)
+        return losses
+
+    def _to_size(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Crop a decoder's grid shift away, else resize: (N, K, h, w) to (N, K, *size)."""
+        shift = getattr(self.decoder, "out_offset", 0)
+        if shift:
+            return logits[..., shift : shift + size[0], shift : shift + size[1]]
+        return resize_to(logits, size)
+
+
+def select_features(shapes: Mapping[str, Any], names: Sequence[str]) -> dict[str, FeatureSpec]:
+    """The named maps of a backbone, shallow to deep (of equal strides in the backbone's order).
+
+    Raises:
+        UserError: a name the backbone does not give.
+    """
+    missing = [name for name in names if name not in shapes]
+    if missing or not names:
+        what = f"{', '.join(missing)} not given by the backbone" if missing else "is empty"
+        raise UserError(f"{_HEAD}.IN_FEATURES {list(names)}: {what}, which gives {', '.join(shapes)}")
+    order = [name for name in shapes if name in names]
+    specs = {n: FeatureSpec(shapes[n].channels, shapes[n].stride, getattr(shapes[n], "offset", 0)) for n in order}
+    return dict(sorted(specs.items(), key=lambda item: item[1].stride))
+
+
+def build_decoder(
+    name: str,
+    in_features: dict[str, FeatureSpec],
+    num_classes: int,
+    *,
+    norm: Callable[[int], nn.Module] | None,
+    args: Mapping[str, Any],
+) -> nn.Module:
+    """Construct a decoder by its name in DECODERS or as ``package.module:Class``.
+
+    Raises:
+        UserError: an unknown name, something that is no module class, an argument the decoder does not take or refuses.
+    """
+    decoder_class = find_decoder(name)
+    check_arguments(f"{_HEAD}.DECODER.ARGS of {name}", decoder_class.__init__, args, {"in_features", "num_classes"})
+    try:
+        return decoder_class(in_features, num_classes, norm=norm, **args)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{_HEAD}.DECODER {name}: {error}") from error
+
+
+def find_decoder(name: str) -> type[nn.Module]:
+    """The decoder class behind a config name."""
+    if name in DECODERS:
+        return DECODERS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, DECODERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{_HEAD}.DECODER.NAME {name!r}: takes {', '.join(DECODERS)} or package.module:Class{hint}")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{_HEAD}.DECODER.NAME {name!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"{_HEAD}.DECODER.NAME {name!r}: takes a torch.nn.Module subclass")
+    return found
+
+
+def build_losses(entries: Sequence[Mapping[str, Any]]) -> list[WeightedLoss]:
+    """(name, weight, function) of every entry ``{NAME, WEIGHT, arguments}`` of a LOSSES list.
+
+    Raises:
+        UserError: an unknown loss, an argument it does not take, a weight that is no number >= 0.
+    """
+    losses: list[WeightedLoss] = []
+    for entry in entries:
+        name = entry.get("NAME") if isinstance(entry, Mapping) else None
+        if name not in LOSSES:
+            raise UserError(f"{_HEAD}.LOSSES {entry!r}: NAME takes one of {', '.join(LOSSES)}")
+        weight = entry.get("WEIGHT", 1.0)
+        if not isinstance(weight, (int, float)) or weight < 0:
+            raise UserError(f"{_HEAD}.LOSSES {name}: WEIGHT {weight!r} takes a number >= 0")
+        args = {key: value for key, value in entry.items() if key not in ("NAME", "WEIGHT")}
+        check_arguments(f"{_HEAD}.LOSSES {name}", LOSSES[name], args, {"logits", "target", "ignore"})
+        losses.append((name, float(weight), partial(LOSSES[name], **args)))
+    if not losses:
+        raise UserError(f"{_HEAD}.LOSSES is empty: takes at least one of {', '.join(LOSSES)}")
+    return losses
+
+
+def check_arguments(where: str, function: Callable[..., Any], args: Mapping[str, Any], reserved: set[str]) -> None:
+    """Refuse a keyword that ``function`` does not take, naming those it does."""
+    known = [name for name in inspect.signature(function).parameters if name not in {"self", "norm"} | reserved]
+    unknown = [name for name in args if name not in known]
+    if unknown:
+        raise UserError(f"{where}: unknown argument {', '.join(unknown)}; takes {', '.join(known) or 'none'}")

@@ -1,0 +1,113 @@
+"""ResNet and FPN against detectron2's with the same weights; strides, taps and refusals of our own."""
+
+import math
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
+
+import seg_ext.modeling  # noqa: F401  registers the backbones
+from seg_ext.config import get_cfg
+from seg_ext.errors import UserError
+
+
+def config(name: str, **resnets) -> CfgNode:
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = name, 0
+    cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.OUT_FEATURES = "BN", ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.update(resnets)
+    if cfg.MODEL.RESNETS.DEPTH < 50:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS = ["res2", "res3", "res4", "res5"], 16
+    return cfg
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("kind", ["resnet", "resnet_fpn"])
+def test_equals_detectron2_with_the_same_weights(depth: int, kind: str) -> None:
+    ours = build_backbone(config(f"build_seg_ext_{kind}_backbone", DEPTH=depth)).eval()
+    theirs = build_backbone(config(f"build_{kind}_backbone", DEPTH=depth)).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        got, want = ours(image), theirs(image)
+    assert set(want) <= set(got)
+    for name, x in want.items():
+        assert torch.allclose(got[name], x, atol=1e-5), name
+        assert (ours.output_shape()[name].channels, ours.output_shape()[name].stride) == (
+            theirs.output_shape()[name].channels,
+            theirs.output_shape()[name].stride,
+        )
+
+
+@pytest.mark.parametrize("kind", ["resnet", "resnet_fpn"])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("deep", [False, True])
+def test_declared_shapes_are_true_at_any_output_stride(kind: str, stride: int, depth: int, deep: bool) -> None:
+    out = ["conv1", "stem", "res2", "res3", "res4", "res5"]
+    name = f"build_seg_ext_{kind}_backbone"
+    backbone = build_backbone(config(name, DEPTH=depth, OUTPUT_STRIDE=stride, DEEP_STEM=deep, OUT_FEATURES=out)).eval()
+    with torch.no_grad():
+        outputs = backbone(torch.zeros(1, 3, 64, 96))
+    shapes = backbone.output_shape()
+    assert list(outputs) == list(shapes) and shapes["res5"].stride == stride
+    for key, x in outputs.items():
+        size = (math.ceil(64 / shapes[key].stride), math.ceil(96 / shapes[key].stride))
+        assert x.shape == (1, shapes[key].channels, *size), key
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+@pytest.mark.parametrize("first", ["own", "previous"])
+@pytest.mark.parametrize("grid", [[1, 1, 1], [1, 2, 4]])
+def test_dilation_leaves_the_state_dict_alone(stride: int, first: str, grid: list[int]) -> None:
+    plain = build_backbone(config("build_seg_ext_resnet_backbone", DEPTH=50))
+    dilated = build_backbone(
+        config("build_seg_ext_resnet_backbone", OUTPUT_STRIDE=stride, FIRST_DILATION=first, MULTI_GRID=grid)
+    )
+    shapes = {key: x.shape for key, x in plain.state_dict().items()}
+    assert {key: x.shape for key, x in dilated.state_dict().items()} == shapes
+
+
+def rates(backbone, stage: str) -> list[int]:
+    return [block.conv2.dilation[0] for block in getattr(backbone, stage)]
+
+
+def test_dilation_rates_follow_the_papers() -> None:
+    def build(**keys):
+        return build_backbone(config("build_seg_ext_resnet_backbone", DEPTH=50, **keys))
+
+    assert rates(build(OUTPUT_STRIDE=8), "res4") == [2] * 6
+    assert rates(build(OUTPUT_STRIDE=8), "res5") == [4] * 3
+    assert rates(build(OUTPUT_STRIDE=16, MULTI_GRID=[1, 2, 4]), "res5") == [2, 4, 8]
+    assert rates(build(OUTPUT_STRIDE=8, FIRST_DILATION="previous"), "res4") == [1] + [2] * 5
+    assert rates(build(OUTPUT_STRIDE=8, FIRST_DILATION="previous"), "res5") == [2, 4, 4]
+
+
+def test_freezing_stops_gradients_of_the_first_stages() -> None:
+    cfg = config("build_seg_ext_resnet_backbone", DEPTH=18)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    backbone = build_backbone(cfg)
+    assert not any(p.requires_grad for p in backbone.res2.parameters())
+    assert all(p.requires_grad for p in backbone.res3.parameters())
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"DEPTH": 42}, "MODEL.RESNETS.DEPTH 42: takes 18 or 34 or 50"),
+        ({"OUTPUT_STRIDE": 4}, "MODEL.RESNETS.OUTPUT_STRIDE 4: takes 8 or 16 or 32"),
+        ({"NORM": "BM"}, "MODEL.RESNETS.NORM 'BM': takes one of"),
+        ({"OUT_FEATURES": ["res9"]}, "MODEL.RESNETS.OUT_FEATURES"),
+    ],
+)
+def test_bad_keys_are_refused_by_name(keys: dict, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        build_backbone(config("build_seg_ext_resnet_backbone", **keys))
+
+
+def test_fpn_names_features_the_bottom_up_does_not_give() -> None:
+    cfg = config("build_seg_ext_resnet_fpn_backbone", DEPTH=18, OUT_FEATURES=["res4", "res5"])
+    with pytest.raises(UserError, match="MODEL.FPN.IN_FEATURES .*gives image, res4, res5"):
+        build_backbone(cfg)

@@ -1,0 +1,209 @@
+"""Every decoder, through SegHead, trains a step and infers in detectron2's models and in ours."""
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+
+import seg_ext.modeling  # noqa: F401  registers models
+from seg_ext.config import load_config
+from seg_ext.decoders import DECODERS
+from seg_ext.errors import UserError
+from seg_ext.modeling.seg_head import SegHead
+
+ARGS: dict[str, dict[str, Any]] = {
+    "fcn": {},
+    "fcn_head": {"aux": "res4"},
+    "unet": {"channels": [32, 16, 16]},
+    "deeplabv3plus": {"channels": 16, "low_level_channels": 8},
+    "pspnet": {"channels": 16},
+}
+FEATURES = {"deeplabv3plus": ["res2", "res5"]}  # the others read res2..res5
+CLASSES = 5
+
+
+def test_every_decoder_has_a_row() -> None:
+    assert set(ARGS) == set(DECODERS)
+
+
+def config(decoder: str, meta_arch: str, **head: Any) -> CfgNode:
+    """A reduced model: ResNet-18 with GroupNorm, 32-channel FPN and ROI heads."""
+    cfg = load_config("Base-Panoptic.yaml", ["MODEL.DEVICE", "cpu"])
+    model = cfg.MODEL
+    model.META_ARCHITECTURE = meta_arch
+    model.RESNETS.DEPTH, model.RESNETS.RES2_OUT_CHANNELS, model.RESNETS.NORM = 18, 64, "GN"
+    model.FPN.OUT_CHANNELS, model.FPN.NORM = 32, "GN"
+    model.ROI_HEADS.NUM_CLASSES, model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 3, 16
+    model.ROI_BOX_HEAD.FC_DIM, model.ROI_MASK_HEAD.CONV_DIM = 32, 32
+    model.SEM_SEG_HEAD.NUM_CLASSES, model.SEM_SEG_HEAD.NORM = CLASSES, "GN"
+    model.SEM_SEG_HEAD.DECODER.NAME = decoder
+    model.SEM_SEG_HEAD.DECODER.ARGS.update(ARGS[decoder])
+    model.SEM_SEG_HEAD.IN_FEATURES = FEATURES.get(decoder, model.SEM_SEG_HEAD.IN_FEATURES)
+    model.SEM_SEG_HEAD.update(head)
+    return cfg
+
+
+def sample(height: int = 100, width: int = 90, *, semantic: bool = True, instances: int | None = 2) -> dict[str, Any]:
+    out = {"image": torch.rand(3, height, width) * 255, "height": height, "width": width}
+    if semantic:
+        out["sem_seg"] = torch.randint(0, CLASSES, (height, width))
+    if instances is not None:
+        masks = torch.zeros(instances, height, width, dtype=torch.bool)
+        for i in range(instances):
+            masks[i, 10 * i + 5 : 10 * i + 45, 20:60] = True
+        out["instances"] = Instances((height, width), gt_masks=BitMasks(masks), gt_classes=torch.arange(instances) % 3)
+        out["instances"].gt_boxes = out["instances"].gt_masks.get_bounding_boxes()
+    return out
+
+
+def step(model: torch.nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Losses of a training step whose gradients are finite."""
+    with EventStorage():
+        losses = model.train()(batch)
+    sum(losses.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    return losses
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("meta_arch", ["SemanticSegmentor", "PanopticFPN", "PanopticSegmentor"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_trains_and_infers_at_odd_sizes(decoder: str, meta_arch: str, batch: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(config(decoder, meta_arch))
+    losses = step(model, [sample() for _ in range(batch)])
+    assert all(loss.isfinite() for loss in losses.values())
+    head = model.sem_seg_head
+    assert all(p.grad is not None for p in head.parameters() if p.requires_grad)
+    with torch.no_grad():
+        output = model.eval()([sample()])[0]
+    assert output["sem_seg"].shape == (CLASSES, 100, 90)
+    if meta_arch != "SemanticSegmentor":
+        assert "loss_mask" in losses and output["panoptic_seg"][0].shape == (100, 90)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_runs_on_detectron2s_own_backbone(decoder: str) -> None:
+    cfg = config(decoder, "SemanticSegmentor")
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.NORM = "build_resnet_backbone", "BN"
+    model = build_model(cfg)
+    step(model, [sample(), sample()])
+    with torch.no_grad():
+        assert model.eval()([sample()])[0]["sem_seg"].shape == (CLASSES, 100, 90)
+
+
+def test_first_losses_are_those_of_knowing_nothing() -> None:
+    torch.manual_seed(0)
+    losses = step(build_model(config("pspnet", "PanopticSegmentor")), [sample(128, 128)])
+    assert losses["loss_sem_seg"].item() == pytest.approx(1.609, abs=0.35)  # ln 5
+    assert losses["loss_mask"].item() == pytest.approx(0.693, abs=0.03)
+    assert losses["loss_rpn_cls"].item() == pytest.approx(0.693, abs=0.03)
+    assert losses["loss_cls"].item() == pytest.approx(1.386, abs=0.15)  # ln 4
+
+
+def test_aux_losses_are_scaled_and_go_at_inference() -> None:
+    model = build_model(config("pspnet", "SemanticSegmentor", AUX_WEIGHT=0.0))
+    losses = step(model, [sample()])
+    aux = [name for name in losses if "aux" in name]
+    assert aux and all(losses[name].item() == 0 for name in aux) and losses["loss_sem_seg"].item() > 0
+
+
+def test_one_class_leaves_as_two_scores_whose_softmax_is_the_sigmoid() -> None:
+    model = build_model(config("unet", "SemanticSegmentor", NUM_CLASSES=1))
+    batch = sample()
+    batch["sem_seg"] %= 2
+    step(model, [batch])
+    with torch.no_grad():
+        scores = model.eval()([batch])[0]["sem_seg"]
+    assert scores.shape == (2, 100, 90) and scores[0].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([(True, 2), (False, 1)], {"loss_sem_seg", "loss_mask"}),
+        ([(True, None), (False, 1)], {"loss_sem_seg", "loss_mask"}),
+        ([(True, None), (True, None)], {"loss_sem_seg"}),
+        ([(True, 0), (True, 0)], {"loss_sem_seg", "loss_mask"}),
+    ],
+    ids=["one without labels", "each its own", "no instances known", "no instances there"],
+)
+def test_mixed_batches_train_with_the_losses_that_apply(kinds: list[tuple], expected: set[str]) -> None:
+    losses = step(build_model(config("fcn", "PanopticSegmentor")), [sample(semantic=s, instances=n) for s, n in kinds])
+    assert expected <= set(losses) and ("loss_mask" in expected) == ("loss_mask" in losses)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize(("semantic", "instances"), [("", "StandardROIHeads"), ("SegHead", "")])
+def test_empty_names_leave_heads_out(semantic: str, instances: str) -> None:
+    cfg = config("fcn", "PanopticSegmentor", NAME=semantic)
+    cfg.MODEL.ROI_HEADS.NAME, cfg.MODEL.PROPOSAL_GENERATOR.NAME = instances, "RPN" if instances else ""
+    model = build_model(cfg)
+    losses = step(model, [sample()])
+    assert ("loss_sem_seg" in losses, "loss_mask" in losses) == (bool(semantic), bool(instances))
+    with torch.no_grad():
+        assert set(model.eval()([sample()])[0]) == ({"sem_seg"} if semantic else {"instances"})
+
+
+def refusal(cfg: CfgNode) -> str:
+    with pytest.raises(UserError) as caught:
+        build_model(cfg)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_cannot_be_built_says_why() -> None:
+    cfg = config("unet", "PanopticSegmentor")
+    cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME = "u_net"
+    assert "MODEL.SEM_SEG_HEAD.DECODER.NAME 'u_net'" in refusal(cfg) and "did you mean unet?" in refusal(cfg)
+    cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME = "subprocess:Popen"
+    assert "takes a torch.nn.Module subclass" in refusal(cfg)
+    cfg = config("unet", "PanopticSegmentor")
+    cfg.MODEL.SEM_SEG_HEAD.DECODER.ARGS.chanels = [1]
+    assert "unknown argument chanels; takes up, channels" in refusal(cfg)
+    assert "is empty" in refusal(config("unet", "PanopticSegmentor", IN_FEATURES=[]))
+    assert "res9 not given by the backbone" in refusal(config("unet", "PanopticSegmentor", IN_FEATURES=["res9"]))
+    assert "NAME takes one of cross_entropy" in refusal(config("unet", "PanopticSegmentor", LOSSES=[{"NAME": "ce"}]))
+    losses = [{"NAME": "cross_entropy", "gamma": 2}]
+    assert "unknown argument gamma; takes class_weights" in refusal(config("unet", "PanopticSegmentor", LOSSES=losses))
+    assert "takes one of '', 'BN'" in refusal(config("unet", "PanopticSegmentor", NORM="XN"))
+    cfg = config("unet", "PanopticSegmentor", NAME="")
+    cfg.MODEL.ROI_HEADS.NAME = cfg.MODEL.PROPOSAL_GENERATOR.NAME = ""
+    assert "both are empty" in refusal(cfg)
+
+
+def test_batch_norm_on_a_single_value_names_norm() -> None:
+    model = build_model(config("pspnet", "SemanticSegmentor", NORM="BN"))
+    with pytest.raises(UserError, match='MODEL.SEM_SEG_HEAD: .*use NORM "GN"'):
+        step(model, [sample()])
+
+
+class OutsideDecoder(torch.nn.Module):
+    """A decoder that lives outside the package."""
+
+    out_stride = 4
+
+    def __init__(self, in_features, num_classes: int, *, norm, bias: bool = True) -> None:
+        super().__init__()
+        self.name, spec = next(iter(in_features.items()))
+        self.score = torch.nn.Conv2d(spec.channels, num_classes, 1, bias=bias)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"logits": self.score(features[self.name])}
+
+
+def test_a_decoder_may_live_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "my_package", type(sys)("my_package"))
+    sys.modules["my_package"].OutsideDecoder = OutsideDecoder
+    cfg = config("fcn", "SemanticSegmentor")
+    cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME = "my_package:OutsideDecoder"
+    cfg.MODEL.SEM_SEG_HEAD.DECODER.ARGS.bias = False
+    head = build_model(cfg).sem_seg_head
+    assert isinstance(head, SegHead) and isinstance(head.decoder, OutsideDecoder) and head.decoder.score.bias is None
