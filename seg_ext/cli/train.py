@@ -1,0 +1,55 @@
+"""``seg-ext train``: train and evaluate what a yaml describes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from seg_ext.cli.arguments import add_config_arguments, add_launch_arguments
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+HELP = "train a model, then evaluate it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """detectron2's flags."""
+    add_config_arguments(parser)
+    add_launch_arguments(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read and check the config, then train in as many processes as asked for."""
+    import seg_ext
+
+    seg_ext.register()
+    from seg_ext.engine.hooks import Interrupted
+    from seg_ext.engine.launch import launch
+    from seg_ext.engine.setup import read_config, start_logging
+
+    start_logging()
+    try:
+        return launch(train, read_config(args), args)
+    except Interrupted as error:
+        print(f"seg-ext: {error}", file=sys.stderr)
+        return 130
+
+
+def train(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Train, or only evaluate, in this process."""
+    from seg_ext.engine.setup import start_run
+    from seg_ext.engine.trainer import Trainer
+
+    start_run(cfg)
+    if args.eval_only:
+        from seg_ext.cli.eval import evaluate_weights
+
+        evaluate_weights(cfg, resume=args.resume)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()

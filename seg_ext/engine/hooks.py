@@ -1,0 +1,85 @@
+"""Training hooks: progress bar or log lines, clean stop on a signal."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, get_event_storage
+from tqdm import tqdm
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; the checkpoint is written."""
+
+
+class ProgressBar(HookBase):
+    """One line on the terminal: iterations, ETA, seconds per iteration, loss and learning rate."""
+
+    def before_train(self) -> None:
+        """Open the bar at the first iteration."""
+        self._bar = tqdm(
+            total=self.trainer.max_iter,
+            initial=self.trainer.start_iter,
+            desc="train",
+            unit="it",
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
+
+    def after_step(self) -> None:
+        """Move on, with the medians of the last 20 iterations."""
+        storage = self.trainer.storage
+        latest = storage.latest_with_smoothing_hint(20)
+        shown = {"loss": "total_loss", "lr": "lr", "s/iter": "time"}
+        values = {name: f"{latest[key][0]:.3g}" for name, key in shown.items() if key in latest}
+        self._bar.set_postfix(values, refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        """Close the bar."""
+        self._bar.close()
+
+
+class LogLines(CommonMetricPrinter):
+    """detectron2's lines of losses, ETA and learning rate, in place of a bar where there is no terminal."""
+
+    def write(self) -> None:
+        """Log, once an iteration is done."""
+        if "total_loss" in get_event_storage().latest():
+            super().write()
+
+
+class StopOnSignal(HookBase):
+    """SIGINT or SIGTERM ends training after the running iteration, with a checkpoint; a second one at once."""
+
+    def __init__(self, checkpointer: Any) -> None:
+        self._checkpointer = checkpointer
+        self._asked = False
+        self._previous: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        """Take over the signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._ask)
+
+    def after_step(self) -> None:
+        """Stop, on all ranks at the same iteration."""
+        if not any(comm.all_gather(self._asked)):
+            return
+        name = f"model_{self.trainer.iter:07d}"
+        self._checkpointer.save(name, iteration=self.trainer.iter)
+        raise Interrupted(f"stopped after iteration {self.trainer.iter + 1}, kept {name}.pth; go on with --resume")
+
+    def after_train(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True

@@ -1,0 +1,91 @@
+"""From command-line arguments to a checked, frozen config with its run folder, logs and seeds."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from tqdm import tqdm
+
+from seg_ext.config import load_config
+from seg_ext.data.datasets.folder import register_from_config_list
+from seg_ext.engine.checks import complete_config
+from seg_ext.errors import UserError
+
+_LOGGERS = ("seg_ext", "detectron2", "fvcore")
+
+
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The checked config of ``--config-file`` and ``KEY VALUE`` overrides.
+
+    Raises:
+        UserError: whatever is wrong with it, see :func:`seg_ext.config.load_config` and :mod:`seg_ext.engine.checks`.
+    """
+    if not args.config_file:
+        raise UserError("--config-file is missing: give a yaml file, for example one of configs/")
+    cfg = load_config(args.config_file, args.opts)
+    if getattr(args, "weights", None):
+        cfg.MODEL.WEIGHTS = args.weights
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file() and not getattr(args, "resume", False):
+        raise UserError(f"weights {weights} not found: MODEL.WEIGHTS takes a file or URL")
+    register_from_config_list(cfg.DATASETS.FOLDERS)
+    complete_config(cfg)
+    return cfg
+
+
+def start_run(cfg: CfgNode) -> None:
+    """Make the run folder with its resolved config and log, seed the generators, freeze the config."""
+    cfg.SEED = comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED
+    cfg.freeze()
+    folder = Path(cfg.OUTPUT_DIR)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        start_logging(folder / "log.txt" if comm.is_main_process() else None)
+        if comm.is_main_process():
+            (folder / "config.yaml").write_text(cfg.dump())
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {folder}: cannot be written: {error.strerror}") from error
+    seed_all_rng(cfg.SEED + comm.get_rank())
+
+
+def start_logging(file: Path | None = None) -> None:
+    """Log to ``file`` in full, and on stderr what a user wants to see; progress bars stay whole."""
+    level = logging.INFO if comm.is_main_process() else logging.ERROR
+    console = _ConsoleHandler(level)
+    console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handlers: list[logging.Handler] = [console]
+    if file is not None:
+        handlers.append(logging.FileHandler(file))
+        handlers[-1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    previous = {handler for name in _LOGGERS for handler in logging.getLogger(name).handlers}
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers = handlers
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    for handler in previous:
+        handler.close()
+
+
+class _ConsoleHandler(logging.Handler):
+    """stderr: all of seg_ext's messages and detectron2's training lines; of the others only warnings and worse.
+
+    An exception that is logged on its way up is left to whoever catches it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        ours = record.name.startswith(("seg_ext", "detectron2.utils.events"))
+        if (ours or record.levelno >= logging.WARNING) and not record.exc_info:
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+def interactive() -> bool:
+    """Whether stderr is a terminal, so that a progress bar makes sense."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
