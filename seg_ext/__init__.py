@@ -7,6 +7,7 @@ meta-architectures, data sets) with detectron2; :func:`register` does so explici
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -44,9 +45,16 @@ __all__ = [
 
 
 def register() -> None:
-    """Register all heads, backbones, meta-architectures and data sets with detectron2; a second call does nothing."""
-    from seg_ext._compat import quiet_upstream_warnings
+    """Register all heads, backbones, meta-architectures and data sets with detectron2; a second call does nothing.
 
+    Raises:
+        UserError: detectron2 is not installed.
+    """
+    from seg_ext._compat import quiet_upstream_warnings
+    from seg_ext.errors import UserError
+
+    if find_spec("detectron2") is None:
+        raise UserError("detectron2 is not installed: run `seg-ext install-detectron2`, or build it from its source")
     quiet_upstream_warnings()
     for package in _REGISTERING:
         import_module(package)

@@ -52,7 +52,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> Results:
 def evaluate_on(cfg: CfgNode, model: nn.Module, name: str) -> Results:
     """Score ``model`` on one data set; empty on all processes but the first."""
     evaluators = build_evaluators(cfg, name)
-    gallery = Gallery(name, str(Path(cfg.OUTPUT_DIR) / "gallery"), limit=cfg.TEST.GALLERY) if cfg.TEST.GALLERY else None
+    folder = Path(cfg.OUTPUT_DIR) / "gallery" / (name if len(cfg.DATASETS.TEST) > 1 else "")
+    gallery = Gallery(name, folder, limit=cfg.TEST.GALLERY) if cfg.TEST.GALLERY else None
     chain: list[DatasetEvaluator] = [*evaluators, gallery] if gallery else list(evaluators)
     for evaluator in chain:
         evaluator.reset()

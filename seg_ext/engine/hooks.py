@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from shutil import get_terminal_size
 from types import FrameType
 from typing import Any
 
@@ -26,7 +27,7 @@ class ProgressBar(HookBase):
             initial=self.trainer.start_iter,
             desc="train",
             unit="it",
-            dynamic_ncols=True,
+            ncols=get_terminal_size().columns,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
 
