@@ -26,6 +26,7 @@ help: ## this list
 
 install: $(STAMP) ## the environment, torch, seg_ext and detectron2 where it is missing
 
+demo: export DETECTRON2_DATASETS := datasets
 demo: $(STAMP) ## train and evaluate on real data: a few minutes on a CPU
 	$(BIN)/python -m seg_ext data prepare nuclei
 	$(BIN)/python tools/train_net.py --config-file configs/nuclei/panoptic_unet_R_18_FPN.yaml OUTPUT_DIR output/demo

@@ -54,13 +54,21 @@ def prepare(root: Path, source: Path | None = None) -> Report:
     place = root / "nuclei"
     fresh = not place.exists()
     if fresh:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".nuclei-", dir=root) as temporary:
-            wheel = _checked(source or _download(Path(temporary)))
-            tree = Path(temporary) / "nuclei"
-            _write_tree(tree, *_read_wheel(wheel))
-            os.replace(tree, place)
+        try:
+            _make(place, source)
+        except OSError as error:
+            raise UserError(f"{place} cannot be made: {error.strerror or error}; --root names another place") from error
     return Report(place, fresh, _lines(_manifest(place)))
+
+
+def _make(place: Path, source: Path | None) -> None:
+    """Build the tree beside its place and move it there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".nuclei-", dir=place.parent) as temporary:
+        wheel = _checked(source or _download(Path(temporary)))
+        tree = Path(temporary) / "nuclei"
+        _write_tree(tree, *_read_wheel(wheel))
+        os.replace(tree, place)
 
 
 def _download(folder: Path) -> Path:

@@ -211,3 +211,9 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name: str, hint: str) -
     with pytest.raises(UserError) as error:
         cli.run(parsed("prepare", name))
     assert str(error.value) == f"data set {name} cannot be prepared; {hint}"
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/nuclei cannot be made: .*--root"):
+        nuclei.prepare(tmp_path / "file")
