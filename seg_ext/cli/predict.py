@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files and folders")
     parser.add_argument("--weights", metavar="FILE", help="instead of MODEL.WEIGHTS")
     parser.add_argument("--output", default="predictions", metavar="DIR", help="made if it is not there")
+    parser.add_argument(
+        "--trust-code", action="store_true", help="let the config beside the weights name a decoder outside seg_ext"
+    )
     add_config_arguments(parser)
 
 
@@ -35,9 +38,15 @@ def run(args: argparse.Namespace) -> int:
 
     start_logging()
     files = find_images(args.input)
-    if not args.config_file and args.weights:
+    beside = not args.config_file and args.weights
+    if beside:
         args.config_file = str(Path(args.weights).parent / "config.yaml")
     cfg = read_config(args)
+    decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME
+    if beside and ":" in decoder and not args.trust_code:
+        raise UserError(
+            f"{args.config_file}: DECODER.NAME {decoder} is code from elsewhere; allow it with --trust-code"
+        )
     predictor = Predictor(cfg)
     writer = PredictionWriter(args.output, predictor.metadata)
     failed = 0

@@ -167,6 +167,10 @@ def test_predict_reports_the_unreadable_and_does_the_rest(
     assert status == 1 and "broken.png" in capsys.readouterr().err
     assert any(destination.rglob("*.png"))
     assert "no such file" in refusal(capsys, "predict", "--weights", weights, "--input", "nowhere.png")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("NAME: unet", "NAME: subprocess:Popen"))
+    assert "--trust-code" in refusal(capsys, "predict", "--weights", weights, "--input", good)
+    config.write_text(config.read_text().replace("NAME: subprocess:Popen", "NAME: unet"))
     (tmp_path / "void").mkdir()
     assert "no image in this folder" in refusal(capsys, "predict", "--weights", weights, "--input", tmp_path / "void")
 
