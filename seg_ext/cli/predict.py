@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME
     if beside and ":" in decoder and not args.trust_code:
         raise UserError(
-            f"{args.config_file}: DECODER.NAME {decoder} is code from elsewhere; allow it with --trust-code"
+            f"{args.config_file}: DECODER.NAME {decoder} is foreign code; allow it with --trust-code"
         )
     predictor = Predictor(cfg)
     writer = PredictionWriter(args.output, predictor.metadata)
