@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from shutil import get_terminal_size
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -59,7 +60,7 @@ class StopOnSignal(HookBase):
 
     def __init__(self, checkpointer: Any) -> None:
         self._checkpointer = checkpointer
-        self._asked = False
+        self._asked_at: float | None = None
         self._previous: dict[int, Any] = {}
 
     def before_train(self) -> None:
@@ -69,7 +70,7 @@ class StopOnSignal(HookBase):
 
     def after_step(self) -> None:
         """Stop, on all ranks at the same iteration."""
-        if not any(comm.all_gather(self._asked)):
+        if not any(comm.all_gather(self._asked_at is not None)):
             return
         name = f"model_{self.trainer.iter:07d}"
         self._checkpointer.save(name, iteration=self.trainer.iter)
@@ -81,6 +82,7 @@ class StopOnSignal(HookBase):
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if self._asked_at is None:
+            self._asked_at = monotonic()
+        elif monotonic() - self._asked_at > 1:  # one request may arrive twice, by way of a launcher
             raise KeyboardInterrupt
-        self._asked = True

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -15,6 +18,7 @@ from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from seg_ext.data.datasets.folder import register_from_config_list
+from seg_ext.engine.hooks import Interrupted
 from seg_ext.errors import UserError
 
 Main = Callable[[CfgNode, argparse.Namespace], None]
@@ -35,7 +39,10 @@ def launch(main: Main, cfg: CfgNode, args: argparse.Namespace) -> int:
     gpus = torch.cuda.device_count()
     if args.num_gpus > 1 and cfg.MODEL.DEVICE != "cpu" and args.num_gpus > gpus:
         raise UserError(f"--num-gpus {args.num_gpus}: this machine has {gpus}")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script")  # for spawned processes
+    if max(args.num_gpus, 1) * args.num_machines > 1:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script")  # for spawned processes
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _pass_on)
     try:
         detectron2_launch(
             _run,
@@ -50,6 +57,12 @@ def launch(main: Main, cfg: CfgNode, args: argparse.Namespace) -> int:
     return 0
 
 
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    """Let the processes of the run stop with a checkpoint; their parent waits for them."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+
+
 def _run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
     """``main`` in a process of its own: bad input leaves as one line and exit status 2, as in a single process."""
     register_from_config_list(cfg.DATASETS.FOLDERS)
@@ -60,6 +73,11 @@ def _run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
             raise
         print(f"seg-ext: error: {error.line}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as error:
+        if comm.get_world_size() == 1:
+            raise
+        print(f"seg-ext: {error}", file=sys.stderr)
+        sys.exit(130)
 
 
 def _run_under_torchrun(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import weakref
+from inspect import signature
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
 from detectron2.modeling import build_model
@@ -65,7 +67,13 @@ class Trainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", {})
 
     def _evaluate(self) -> Results:
-        self._last_eval_results = self.test(self.cfg, self.model)
+        model = self.checkpointer.model  # not wrapped: ranks have unequal shares of the images
+        if comm.get_world_size() > 1:
+            for (
+                buffer
+            ) in model.buffers():  # BatchNorm statistics: each rank has its own until they are scored and saved
+                dist.broadcast(buffer, 0)
+        self._last_eval_results = self.test(self.cfg, model)
         return self._last_eval_results
 
     @classmethod
@@ -104,6 +112,8 @@ def distribute(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
-    return DistributedDataParallel(
-        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
-    )
+    known = signature(DistributedDataParallel).parameters
+    own_buffers: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
+    return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, **own_buffers)

@@ -88,14 +88,20 @@ def quiet() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_keeps_a_checkpoint_and_resumes(toy_config: Path, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupted_run_keeps_a_checkpoint_and_resumes(
+    toy_config: Path, tmp_path: Path, number: int, processes: int
+) -> None:
     command = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(toy_config)]
-    process = subprocess.Popen([*command, "SOLVER.MAX_ITER", "100000"], env=quiet(), stderr=subprocess.PIPE, text=True)
+    flags = ["--num-gpus", str(processes), "--dist-url", "auto", "SOLVER.MAX_ITER", "100000"]
+    process = subprocess.Popen(
+        [*command, *flags], env=quiet(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     metrics = tmp_path / "run" / "metrics.json"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as Ctrl-C or a scheduler does: to all processes of the run
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "go on with --resume" in errors and "Traceback" not in errors
