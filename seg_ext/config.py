@@ -32,6 +32,34 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     resnets.FIRST_DILATION = "own"  # rate of a dilated stage's first unit: its "own", or the "previous" stage's
     resnets.DEEP_STEM = False  # three 3x3 convolutions in place of the 7x7
 
+    vgg = cfg.MODEL.VGG = CfgNode()
+    vgg.VARIANT = "plain"  # a name of seg_ext.encoders.VGG_VARIANTS: fcn, segnet, deeplab_largefov, dilated, ...
+    vgg.WIDTH = 64  # channels of conv1; all others are multiples of it
+    vgg.NORM = ""  # after every convolution but fc6 and fc7
+    vgg.DROPOUT = 0.5  # after fc6 and fc7 and Bayesian SegNet's deep pools
+    vgg.OUT_FEATURES = ["pool3", "pool4", "pool5"]  # conv1..5, pool1..5, pool1_indices..5_indices, fc7
+
+    xception = cfg.MODEL.XCEPTION = CfgNode()
+    xception.DEPTH = 65  # 41, 65 or 71
+    xception.NORM = "BN"
+    xception.OUTPUT_STRIDE = 16  # 8, 16 or 32: later strides become dilations
+    xception.OUT_FEATURES = ["entry2", "exit"]  # entry2, entry3, exit1, exit
+
+    unet = cfg.MODEL.UNET = CfgNode()
+    unet.WIDTH = 64  # channels of level1; each later level doubles them
+    unet.DEPTH = 5  # levels
+    unet.NORM = ""
+    unet.VALID = False  # convolutions without padding, as in the paper
+    unet.MIRROR = False  # with VALID: mirror the image's borders so that the prediction covers the image
+    unet.DROPOUT = 0.5  # after the last two levels
+    unet.OUT_FEATURES = ["level1", "level2", "level3", "level4", "level5"]
+
+    timm = cfg.MODEL.TIMM = CfgNode()
+    timm.NAME = ""  # a model of timm that gives features
+    timm.PRETRAINED = False  # fetch the weights that timm names for it
+    timm.OUTPUT_STRIDE = 0  # 8, 16 or 32 where the model can dilate; 0 leaves its own
+    timm.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]  # in the order of timm's feature_info
+
     cfg.DATASETS.FOLDERS = []  # data sets from folders: [{NAME, IMAGES, LABELS, CLASSES, IGNORE, LABEL_MAP}]
     cfg.INPUT.AUGMENTATIONS = []  # [{NAME: ..., arguments}]; empty: detectron2's own from INPUT.*
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD, ADAM or ADAMW

@@ -1,4 +1,4 @@
-"""FCN: fully convolutional networks with skips (Long, Shelhamer and Darrell, 2015), and torchvision's FCN head."""
+"""FCN: fully convolutional networks with skips (Long, Shelhamer and Darrell, 2015); a plain sum; torchvision's head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg_ext.layers import FeatureSpec, Norm, bilinear_transposed_conv, conv_head, score_layer
+from seg_ext.layers import FeatureSpec, Norm, bilinear_transposed_conv, conv_head, resize_to, score_layer
 
 from .contract import auxiliary_feature, check_dropout, check_features
 
@@ -108,6 +108,44 @@ class FCN(nn.Module):
             height, width = (min(a, b) for a, b in zip(x.shape[-2:], skip.shape[-2:], strict=True))
             x = x[..., :height, :width] + skip[..., :height, :width]
         return {"logits": self._up("final", x) if "final" in self.ups else x}
+
+
+class FCNSum(nn.Module):
+    """The sum of 1x1 scores of every feature, each resized bilinearly to the shallowest: no learned kernels."""
+
+    def __init__(
+        self,
+        in_features: dict[str, FeatureSpec],
+        num_classes: int,
+        *,
+        norm: Norm | None = None,
+        align_corners: bool = False,
+    ) -> None:
+        """Build one score layer a feature.
+
+        Args:
+            in_features: one or more.
+            num_classes: K.
+            norm: not used, no part of this decoder is normalised.
+            align_corners: of the resizing.
+
+        Raises:
+            ValueError: an argument outside what is said here.
+        """
+        super().__init__()
+        check_features("FCNSum", in_features, num_classes)
+        self.align_corners = align_corners
+        self.out_stride = next(iter(in_features.values())).stride
+        self.scores = nn.ModuleDict(
+            {name: score_layer(spec.channels, num_classes) for name, spec in in_features.items()}
+        )
+
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{name: (N, C, h, w)} -> {"logits": (N, K, h, w)} at the shallowest feature's size."""
+        first, *rest = (score(features[name]) for name, score in self.scores.items())
+        for x in rest:
+            first = first + resize_to(x, first.shape[-2:], align_corners=self.align_corners)
+        return {"logits": first}
 
 
 class FCNHead(nn.Module):

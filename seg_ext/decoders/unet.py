@@ -1,4 +1,4 @@
-"""U-Net: encoder-decoder with concatenated skips (Ronneberger et al., 2015), on the features of any encoder."""
+"""U-Net: encoder-decoder with concatenated skips (Ronneberger et al., 2015), padded or not, on any encoder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, resize_to, score_laye
 from .contract import check_features, check_sizes
 
 UPS = ("transpose", "bilinear", "nearest")
+PADDINGS = ("same", "valid")
 
 
 class UpBlock(nn.Module):
@@ -29,6 +30,8 @@ class UpBlock(nn.Module):
         convs: int,
         skip_first: bool,
         norm: Norm | None,
+        dropout: float = 0.0,
+        crop: int | None = None,
     ) -> None:
         """Build the upsampling and the convolutions.
 
@@ -41,30 +44,66 @@ class UpBlock(nn.Module):
             convs: 3x3 convolutions after the join.
             skip_first: order of the join.
             norm: from channels to a layer, or None.
+            dropout: probability after each convolution.
+            crop: None for padded convolutions. A number makes them valid and is where the upsampled map begins in the
+                skip, in cells: the output has h' = factor * h - 2 * convs, less where the skip ends before.
         """
         super().__init__()
         self.factor = factor
+        self.crop = crop
         self.skip_first = skip_first
         self.mode = "bilinear" if up == "transpose" else up
         self.up = nn.ConvTranspose2d(in_channels, out_channels, factor, stride=factor) if up == "transpose" else None
         joined = skip_channels + (in_channels if self.up is None else out_channels)
         widths = [joined, *[out_channels] * convs]
-        self.convs = nn.Sequential(*(ConvNormAct(a, b, norm=norm) for a, b in pairwise(widths)))
+        padding = None if crop is None else 0
+        self.convs = nn.ModuleList(ConvNormAct(a, b, norm=norm, padding=padding) for a, b in pairwise(widths))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        """(N, C, h, w), (N, S, h', w') -> (N, C', h', w'); without skip h' = factor * h."""
-        size = [self.factor * side for side in x.shape[-2:]] if skip is None else skip.shape[-2:]
-        x = resize_to(x if self.up is None else self.up(x), size, mode=self.mode)
+        """(N, C, h, w), (N, S, h', w') -> (N, C', h', w'); without skip h' = factor * h.
+
+        Raises:
+            ValueError: a map too small for valid convolutions.
+        """
+        size = [self.factor * side for side in x.shape[-2:]]
+        x = x if self.up is None else self.up(x)
+        if self.crop is None:
+            x = resize_to(x, size if skip is None else skip.shape[-2:], mode=self.mode)
+        else:
+            x, skip = self._crop(resize_to(x, size, mode=self.mode), skip)
         if skip is not None:
             x = torch.cat((skip, x) if self.skip_first else (x, skip), dim=1)
-        return self.convs(x)
+        for conv in self.convs:
+            x = self.dropout(conv(x))
+        return x
+
+    def _crop(self, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The part that both maps cover."""
+        if skip is not None:
+            skip = skip[..., self.crop :, self.crop :]
+            height, width = (min(a, b) for a, b in zip(x.shape[-2:], skip.shape[-2:], strict=True))
+            x, skip = x[..., :height, :width], skip[..., :height, :width]
+        if min(x.shape[-2:]) <= 2 * len(self.convs):
+            raise ValueError(
+                f"UNet with valid padding takes a larger image: a map of {tuple(x.shape[-2:])} cells is left for "
+                f"{len(self.convs)} convolutions (four levels of two take 188 pixels)"
+            )
+        return x, skip
 
 
 class UNet(nn.Module):
     """From the deepest feature up: upsample, join the next shallower feature, convolve; then the classifier.
 
-    On features of 64, 128, 256, 512, 1024 channels at strides 1 to 16 the defaults are the original's expanding path,
-    with padded instead of valid convolutions.
+    On features of 64, 128, 256, 512, 1024 channels at strides 1 to 16 the defaults are the original's expanding path
+    with padded convolutions; `padding="valid"` on features of valid convolutions (offsets 2, 6, 14, 30, 62) is the
+    original: an image of 572 pixels a side gives logits of 388, which begin at its pixel 92.
+
+    Attributes:
+        out_stride: of the logits.
+        out_offset: only with `padding="valid"`: place of the image's first pixel in the logits, both ways, as in FCN.
+            Negative (-92 in the original) where the logits begin inside the image, so that the image's pixel (i, j) is
+            logits[..., i + out_offset, j + out_offset]; 0 where the encoder had its input mirrored that far outwards.
     """
 
     def __init__(
@@ -78,6 +117,7 @@ class UNet(nn.Module):
         extra_ups: Sequence[int] = (),
         convs: int = 2,
         skip_first: bool = True,
+        padding: str = "same",
     ) -> None:
         """Build one block a joined feature and one a further level.
 
@@ -90,12 +130,15 @@ class UNet(nn.Module):
             extra_ups: width of each further level, which doubles the size and joins nothing.
             convs: 3x3 convolutions a level.
             skip_first: the encoder's feature comes first in the concatenation.
+            padding: "same", or "valid" for unpadded convolutions and centre-cropped skips: features may then have any
+                offsets that meet on whole cells, and the logits must come to stride 1.
 
         Raises:
-            ValueError: an argument outside what is said here.
+            ValueError: an argument outside what is said here; in forward, an image too small for valid convolutions.
         """
         super().__init__()
-        check_features("UNet", in_features, num_classes, at_least=1 if extra_ups else 2)
+        valid = padding == "valid"
+        check_features("UNet", in_features, num_classes, at_least=1 if extra_ups else 2, offsets=valid)
         (self.deepest, spec), *skips = reversed(in_features.items())
         widths = [skip.channels for _, skip in skips] if channels is None else list(channels)
         if len(widths) != len(skips):
@@ -108,15 +151,23 @@ class UNet(nn.Module):
                 f"not {up!r} and {list(extra_ups)}"
             )
         self.out_stride = shallowest // 2 ** len(extra_ups)
+        if padding not in PADDINGS or (valid and self.out_stride > 1):
+            raise ValueError(
+                f"UNet takes padding of {list(PADDINGS)}, valid only for logits of stride 1, "
+                f"not {padding!r} at stride {self.out_stride}"
+            )
         self.skips = [name for name, _ in skips]
         strides = [spec.stride, *(skip.stride for _, skip in skips)]
         plan = [
             (skip.channels, width, deep // shallow)
             for (_, skip), width, (deep, shallow) in zip(skips, widths, pairwise(strides), strict=True)
         ] + [(0, width, 2) for width in extra_ups]
+        crops: list[int | None] = [None] * len(plan)
+        if valid:
+            crops, self.out_offset = self._place(list(in_features.values()), len(extra_ups), convs)
         self.blocks = nn.ModuleList()
         width = spec.channels
-        for skip_channels, out_channels, factor in plan:
+        for (skip_channels, out_channels, factor), crop in zip(plan, crops, strict=True):
             self.blocks.append(
                 UpBlock(
                     width,
@@ -127,10 +178,33 @@ class UNet(nn.Module):
                     convs=convs,
                     skip_first=skip_first,
                     norm=norm,
+                    crop=crop,
                 )
             )
             width = out_channels
         self.score = score_layer(width, num_classes)
+
+    @staticmethod
+    def _place(specs: Sequence[FeatureSpec], extra: int, convs: int) -> tuple[list[int | None], int]:
+        """Where each block's upsampled map begins in its skip (shallow to deep `specs`), in cells; and `out_offset`."""
+        *skips, deepest = specs
+        stride, offset = deepest.stride, deepest.offset
+        crops: list[int | None] = []
+        for skip in reversed(skips):
+            stride = skip.stride
+            crop, rest = divmod(offset - skip.offset, stride)
+            if rest or crop < 0:
+                raise ValueError(
+                    f"UNet with valid padding takes features that begin a whole number of cells inside the shallower "
+                    f"one, not at {[spec.offset for spec in specs]} with {convs} convolutions a level"
+                )
+            crops.append(crop)
+            offset += convs * stride
+        for _ in range(extra):
+            stride //= 2
+            crops.append(0)
+            offset += convs * stride
+        return crops, -offset
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: (N, C, H/s, W/s)} -> {"logits": (N, K, H/out_stride, W/out_stride)}."""

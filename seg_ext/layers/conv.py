@@ -18,7 +18,7 @@ def relu() -> nn.Module:
 
 
 class ConvNormAct(nn.Module):
-    """Convolution (with bias only where no norm follows), norm, activation: (N, C, H, W) -> (N, C', h, w).
+    """Convolution (with bias where no norm follows, unless said), norm, activation: (N, C, H, W) -> (N, C', h, w).
 
     Weights are normal with std sqrt(2 / fan_out) (He et al. 2015, detectron2's c2_msra_fill), fan_out counted within a
     group; biases are 0.
@@ -34,6 +34,7 @@ class ConvNormAct(nn.Module):
         dilation: int = 1,
         padding: int | None = None,
         groups: int = 1,
+        bias: bool | None = None,
         norm: Norm | None,
         act: Act | None = relu,
     ) -> None:
@@ -47,6 +48,7 @@ class ConvNormAct(nn.Module):
             dilation: of the convolution.
             padding: cells on every side; None keeps the size at stride 1.
             groups: of the convolution.
+            bias: of the convolution; None has one where no norm follows.
             norm: from channels to a layer, or None.
             act: makes the activation, or None.
 
@@ -55,9 +57,8 @@ class ConvNormAct(nn.Module):
         """
         super().__init__()
         pad = dilation * (kernel_size // 2) if padding is None else padding
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, pad, dilation, groups=groups, bias=norm is None
-        )
+        bias = norm is None if bias is None else bias
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, pad, dilation, groups=groups, bias=bias)
         self.norm = norm(out_channels) if norm is not None else None
         self.act = act() if act is not None else None
         nn.init.normal_(self.conv.weight, std=sqrt(2 * groups / (out_channels * kernel_size**2)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
@@ -35,7 +36,10 @@ class FPN(Backbone):
             raise UserError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: the bottom-up gives {', '.join(shapes)}")
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)
-        self._levels = [int(name.removeprefix("res")) for name in in_features]
+        numbers = [re.search(r"\d+$", name) for name in in_features]  # res2 becomes p2
+        self._levels = [int(number[0]) for number in numbers if number]
+        if len(set(self._levels)) < len(in_features):
+            raise UserError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: takes names that end in different numbers")
         for level, name in zip(self._levels, in_features, strict=True):
             self._add_conv(f"fpn_lateral{level}", shapes[name].channels, out_channels, 1, norm)
             self._add_conv(f"fpn_output{level}", out_channels, out_channels, 3, norm)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from seg_ext.decoders import DECODERS
 from seg_ext.errors import UserError
 from seg_ext.layers import FeatureSpec, resize_to
-from seg_ext.losses import LOSSES
+from seg_ext.losses import IMAGE_LOSSES, LOSSES
 from seg_ext.modeling.norm import norm_layer
 
 _HEAD = "MODEL.SEM_SEG_HEAD"
@@ -49,7 +50,7 @@ class SegHead(nn.Module):
         Args:
             decoder: see :mod:`seg_ext.decoders`.
             in_features: names of the feature maps handed to the decoder.
-            losses: (name, weight, function) triples, applied to "logits" and to every "aux_*" output.
+            losses: (name, weight, function) triples, see :meth:`losses`.
             ignore_value: target id that counts for nothing.
             aux_weight: factor on the losses of the auxiliary outputs.
             loss_weight: factor on all losses.
@@ -101,9 +102,7 @@ class SegHead(nn.Module):
         if self.training:
             if targets is None:
                 raise UserError("semantic training needs 'sem_seg' in the inputs; does the data set have label maps?")
-            size = targets.shape[-2:]
-            logits = {name: self._to_size(x, size) for name, x in outputs.items() if not name.startswith("image_")}
-            return None, self.losses(logits, targets)
+            return None, self.losses(outputs, targets)
         scores = outputs["logits"]
         if "image" in features:
             height, width = features["image"].shape[-2:]
@@ -112,23 +111,52 @@ class SegHead(nn.Module):
         scores = self._to_size(scores, (height, width))
         return (torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores), {}
 
-    def losses(self, logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-        """Every configured loss of every (N, K, H, W) output against (N, H, W) targets, weighted."""
+    def losses(self, outputs: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+        """Every configured loss of every output it is for, weighted.
+
+        Args:
+            outputs: the decoder's: (N, K, h, w) scores, of which those beside "logits" count AUX_WEIGHT, and
+                image-level "image_*", which go to the losses of IMAGE_LOSSES alone.
+            targets: (N, H, W) ids. Where the logits lie inside the image, so that they cover less of it, they are
+                compared with the part they cover.
+        """
+        inset = -min(self._shift or 0, 0)
+        if inset:
+            height, width = outputs["logits"].shape[-2:]
+            targets = targets[:, inset : inset + height, inset : inset + width]
         losses = {}
-        for output, x in logits.items():
-            weight = self._loss_weight * (1.0 if output == "logits" else self._aux_weight)
-            for name, loss_weight, function in self._losses:
+        for output, x in outputs.items():
+            of_image = output.startswith("image_")
+            matching = [entry for entry in self._losses if (entry[0] in IMAGE_LOSSES) == of_image]
+            if not matching:
+                known = ", ".join(IMAGE_LOSSES if of_image else LOSSES)
+                raise UserError(f"{_HEAD}.LOSSES has none for the decoder's output {output!r}: add one of {known}")
+            if not of_image and not inset:
+                x = self._to_size(x, targets.shape[-2:])
+            scale = self._loss_weight * (1.0 if output == "logits" or of_image else self._aux_weight)
+            for name, weight, function in matching:
                 key = "loss_sem_seg" + (f"_{name}" if len(self._losses) > 1 else "")
                 key += "" if output == "logits" else f"_{output}"
-                losses[key] = weight * loss_weight * function(x, targets, ignore=self.ignore_value)
+                losses[key] = scale * weight * function(x, targets, ignore=self.ignore_value)
         return losses
 
+    @property
+    def _shift(self) -> int | None:
+        """Where the image's first pixel lies in logits of stride 1; None for logits that are the image resized."""
+        return getattr(self.decoder, "out_offset", None) if self.decoder.out_stride == 1 else None
+
     def _to_size(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """Crop a decoder's grid shift away, else resize: (N, K, h, w) to (N, K, *size)."""
-        shift = getattr(self.decoder, "out_offset", 0)
-        if shift:
-            return logits[..., shift : shift + size[0], shift : shift + size[1]]
-        return resize_to(logits, size)
+        """(N, K, h, w) to (N, K, *size): cut the image out of logits of stride 1 that have a shift, resize others.
+
+        Where a backbone that rounds sizes down leaves the logits short of the image, the last row or column goes on.
+        """
+        if self._shift is None:
+            return resize_to(logits, size)
+        if self._shift < 0:
+            raise UserError(f"{_HEAD}: the logits cover only the middle of the image; mirror its border (UNET.MIRROR)")
+        logits = logits[..., self._shift : self._shift + size[0], self._shift : self._shift + size[1]]
+        bottom, right = (side - have for side, have in zip(size, logits.shape[-2:], strict=True))
+        return F.pad(logits, (0, right, 0, bottom), mode="replicate") if bottom or right else logits
 
 
 def select_features(shapes: Mapping[str, Any], names: Sequence[str]) -> dict[str, FeatureSpec]:
@@ -194,16 +222,17 @@ def build_losses(entries: Sequence[Mapping[str, Any]]) -> list[WeightedLoss]:
     losses: list[WeightedLoss] = []
     for entry in entries:
         name = entry.get("NAME") if isinstance(entry, Mapping) else None
-        if name not in LOSSES:
-            raise UserError(f"{_HEAD}.LOSSES {entry!r}: NAME takes one of {', '.join(LOSSES)}")
+        known = {**LOSSES, **IMAGE_LOSSES}
+        if name not in known:
+            raise UserError(f"{_HEAD}.LOSSES {entry!r}: NAME takes one of {', '.join(known)}")
         weight = entry.get("WEIGHT", 1.0)
         if not isinstance(weight, (int, float)) or weight < 0:
             raise UserError(f"{_HEAD}.LOSSES {name}: WEIGHT {weight!r} takes a number >= 0")
         args = {key: value for key, value in entry.items() if key not in ("NAME", "WEIGHT")}
-        check_arguments(f"{_HEAD}.LOSSES {name}", LOSSES[name], args, {"logits", "target", "ignore"})
-        losses.append((name, float(weight), partial(LOSSES[name], **args)))
-    if not losses:
-        raise UserError(f"{_HEAD}.LOSSES is empty: takes at least one of {', '.join(LOSSES)}")
+        check_arguments(f"{_HEAD}.LOSSES {name}", known[name], args, {"logits", "target", "ignore"})
+        losses.append((name, float(weight), partial(known[name], **args)))
+    if all(name in IMAGE_LOSSES for name, _, _ in losses):
+        raise UserError(f"{_HEAD}.LOSSES has none for the label map: takes at least one of {', '.join(LOSSES)}")
     return losses
 
 

@@ -111,3 +111,18 @@ def test_fpn_names_features_the_bottom_up_does_not_give() -> None:
     cfg = config("build_seg_ext_resnet_fpn_backbone", DEPTH=18, OUT_FEATURES=["res4", "res5"])
     with pytest.raises(UserError, match="MODEL.FPN.IN_FEATURES .*gives image, res4, res5"):
         build_backbone(cfg)
+
+
+def test_fpn_names_its_levels_by_the_numbers_of_the_bottom_up() -> None:
+    from torch import nn
+
+    from seg_ext.layers import FeatureSpec
+    from seg_ext.modeling.fpn import FPN
+
+    class Bottom(nn.Module):
+        def output_shape(self) -> dict[str, FeatureSpec]:
+            return {"pool3": FeatureSpec(4, 8), "pool4": FeatureSpec(4, 16), "fc": FeatureSpec(4, 16)}
+
+    assert {"p3", "p4", "p5"} <= set(FPN(Bottom(), ["pool3", "pool4"], out_channels=4).output_shape())
+    with pytest.raises(UserError, match="takes names that end in different numbers"):
+        FPN(Bottom(), ["pool3", "fc"], out_channels=4)

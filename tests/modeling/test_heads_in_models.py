@@ -19,11 +19,23 @@ from seg_ext.modeling.seg_head import SegHead
 ARGS: dict[str, dict[str, Any]] = {
     "fcn": {},
     "fcn_head": {"aux": "res4"},
+    "fcn_sum": {},
     "unet": {"channels": [32, 16, 16]},
+    "unetpp": {"depth": 2},
+    "unet3p": {"channels": 8},
+    "refinenet": {"channels": 16, "deepest_channels": 16, "pool_stages": 2},
+    "gcn": {"kernel_size": 5},
     "deeplabv3plus": {"channels": 16, "low_level_channels": 8},
     "pspnet": {"channels": 16},
+    "segnet": {"dropout": 0.5},
+    "segnet_basic": {"kernel_size": 3},
+    "deeplabv1": {"channels": 8},
+    "deeplabv2": {"hidden": 8},
+    "deeplabv3": {"channels": 16, "aux": "res4"},
+    "dilated_context": {"pad_layers": True},
 }
 FEATURES = {"deeplabv3plus": ["res2", "res5"]}  # the others read res2..res5
+UNPOOLS = {"segnet": 5, "segnet_basic": 4}  # these need the indices of as many poolings, as VGG's variants give them
 CLASSES = 5
 
 
@@ -44,6 +56,14 @@ def config(decoder: str, meta_arch: str, **head: Any) -> CfgNode:
     model.SEM_SEG_HEAD.DECODER.NAME = decoder
     model.SEM_SEG_HEAD.DECODER.ARGS.update(ARGS[decoder])
     model.SEM_SEG_HEAD.IN_FEATURES = FEATURES.get(decoder, model.SEM_SEG_HEAD.IN_FEATURES)
+    if decoder in UNPOOLS:
+        indices = [f"pool{i}_indices" for i in range(1, UNPOOLS[decoder] + 1)]
+        pools = [f"pool{i}" for i in (UNPOOLS[decoder] - 1, UNPOOLS[decoder])]
+        model.BACKBONE.NAME, model.VGG.VARIANT = "build_seg_ext_vgg_backbone", decoder
+        model.VGG.WIDTH, model.VGG.NORM, model.VGG.OUT_FEATURES = 4, "GN", [*indices, *pools]
+        model.SEM_SEG_HEAD.IN_FEATURES = ["image", *indices, pools[-1]]
+        model.RPN.IN_FEATURES = model.ROI_HEADS.IN_FEATURES = pools
+        model.ANCHOR_GENERATOR.SIZES = [[32], [64]]
     model.SEM_SEG_HEAD.update(head)
     return cfg
 
@@ -87,7 +107,7 @@ def test_trains_and_infers_at_odd_sizes(decoder: str, meta_arch: str, batch: int
         assert "loss_mask" in losses and output["panoptic_seg"][0].shape == (100, 90)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", [name for name in DECODERS if name not in UNPOOLS])
 def test_runs_on_detectron2s_own_backbone(decoder: str) -> None:
     cfg = config(decoder, "SemanticSegmentor")
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS.NORM = "build_resnet_backbone", "BN"
@@ -181,6 +201,54 @@ def test_batch_norm_on_a_single_value_names_norm() -> None:
     model = build_model(config("pspnet", "SemanticSegmentor", NORM="BN"))
     with pytest.raises(UserError, match='MODEL.SEM_SEG_HEAD: .*use NORM "GN"'):
         step(model, [sample()])
+
+
+def unet_config(valid: bool, mirror: bool) -> CfgNode:
+    cfg = load_config("Base-Semantic.yaml", ["MODEL.DEVICE", "cpu"])
+    cfg.MODEL.BACKBONE.NAME = "build_seg_ext_unet_backbone"
+    cfg.MODEL.UNET.update({"WIDTH": 4, "VALID": valid, "MIRROR": mirror})
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.NUM_CLASSES, head.NORM, head.IN_FEATURES = CLASSES, "", [f"level{i}" for i in range(1, 6)]
+    head.DECODER.NAME, head.DECODER.ARGS.padding = "unet", "valid"
+    return cfg
+
+
+@pytest.mark.parametrize("size", [(100, 90), (33, 50)])
+def test_a_mirrored_valid_unet_covers_the_image(size: tuple[int, int]) -> None:
+    model = build_model(unet_config(valid=True, mirror=True))
+    losses = step(model, [sample(*size, instances=None)])
+    assert losses["loss_sem_seg"].isfinite()
+    with torch.no_grad():
+        inputs = sample(*size)
+        scores = model.eval()([inputs])[0]["sem_seg"]
+        features = model.backbone(((inputs["image"] - model.pixel_mean) / model.pixel_std)[None])
+        logits = model.sem_seg_head.decoder(features)["logits"][0]
+    assert scores.shape == (CLASSES, *size) and torch.allclose(scores, logits[:, : size[0], : size[1]], atol=1e-5)
+
+
+def test_a_valid_unet_learns_from_the_part_it_covers_and_says_how_to_cover_all() -> None:
+    model = build_model(unet_config(valid=True, mirror=False))
+    inputs = sample(200, 220, instances=None)
+    inputs["sem_seg"] = torch.full((200, 220), 255)
+    inputs["sem_seg"][92, 92] = 1  # where the logits begin
+    assert step(model, [inputs])["loss_sem_seg"] > 0
+    inputs["sem_seg"][92, 92] = 255
+    inputs["sem_seg"][91, 91] = 1
+    assert step(model, [inputs])["loss_sem_seg"] == 0
+    with torch.no_grad(), pytest.raises(UserError, match="mirror its border"):
+        model.eval()([inputs])
+
+
+def test_classification_guidance_needs_and_takes_its_own_loss() -> None:
+    cfg = config("unet3p", "SemanticSegmentor")
+    cfg.MODEL.SEM_SEG_HEAD.DECODER.ARGS.cgm = True
+    with pytest.raises(UserError, match="none for the decoder's output 'image_cgm': add one of presence"):
+        step(build_model(cfg), [sample()])
+    cfg.MODEL.SEM_SEG_HEAD.LOSSES = [{"NAME": "cross_entropy"}, {"NAME": "presence", "WEIGHT": 0.5}]
+    model = build_model(cfg)
+    losses = step(model, [sample(), sample()])
+    assert {"loss_sem_seg_cross_entropy", "loss_sem_seg_presence_image_cgm"} <= set(losses)
+    assert model.sem_seg_head.decoder.cgm[1].weight.grad.ne(0).any()
 
 
 class OutsideDecoder(torch.nn.Module):

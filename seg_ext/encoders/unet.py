@@ -1,0 +1,83 @@
+"""U-Net's contracting path (Ronneberger et al., 2015), with valid or padded convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seg_ext.layers import ConvNormAct, FeatureSpec, Norm
+
+from .contract import Encoder, mirror_pad, smallest_side
+
+
+class UNetEncoder(Encoder):
+    """Levels of two 3x3 convolutions, 2x2 max pools between them, channels doubling: "level1" (stride 1), "level2" ...
+
+    Dropout ends the last two levels. Beside the four-level expanding path of `UNet` without padding it makes the
+    original net: 572 pixels in, 388 out.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        *,
+        norm: Norm | None,
+        width: int = 64,
+        depth: int = 5,
+        valid: bool = False,
+        mirror: bool = False,
+        dropout: float = 0.5,
+    ) -> None:
+        """Build the levels.
+
+        Args:
+            in_channels: C of the image.
+            norm: from channels to a layer, or None; a convolution has a bias only without norm.
+            width: channels of level1.
+            depth: number of levels.
+            valid: no padding in the convolutions; each takes a pixel of its level off every side.
+            mirror: with `valid`, mirror the image's borders as far as the whole net eats them (92 pixels of depth 5),
+                so that an expanding path of two valid convolutions a level gives the image from offset 0; the far
+                ends grow until every pool meets an even size.
+            dropout: probability after the last two levels, 0.5 in public code.
+
+        Raises:
+            ValueError: an argument outside what is said here.
+        """
+        super().__init__()
+        if depth < 1 or width < 1 or not 0 <= dropout < 1 or (mirror and not valid):
+            raise ValueError(
+                "UNetEncoder takes depth and width >= 1, 0 <= dropout < 1 and mirror only with valid, "
+                f"not {depth}, {width}, {dropout} and mirror={mirror}, valid={valid}"
+            )
+        self.in_channels = in_channels
+        self.levels = nn.ModuleDict()
+        self.dropout = nn.Dropout(dropout)
+        self.specs = {}
+        self.margin = 2 * (2**depth - 1) + 2 * (2 ** (depth - 1) - 1) if mirror else 0
+        self.stride = 2 ** (depth - 1)
+        padding = 0 if valid else 1
+        channels, offset, steps = in_channels, -self.margin, []
+        for level in range(1, depth + 1):
+            out, stride = width * 2 ** (level - 1), 2 ** (level - 1)
+            self.levels[f"level{level}"] = nn.Sequential(
+                ConvNormAct(channels, out, padding=padding, norm=norm),
+                ConvNormAct(out, out, padding=padding, norm=norm),
+            )
+            offset += 2 * stride if valid else 0
+            steps += [(2, 0)] * (level > 1) + [(1, 4 if valid else 0)]
+            self.specs[f"level{level}"] = FeatureSpec(out, stride, offset)
+            channels = out
+        self.smallest = 1 if mirror else smallest_side(steps)
+
+    def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield every map of the image x (N, C, H, W) with its name."""
+        if self.margin:
+            even = 4 * (self.stride - 1) - 2 * self.margin  # the sizes H for which every pool meets an even size
+            x = mirror_pad(x, self.margin, more=[(even - side) % self.stride for side in x.shape[-2:]])
+        for level, (name, convs) in enumerate(self.levels.items(), start=1):
+            x = convs(x if level == 1 else F.max_pool2d(x, 2))
+            x = self.dropout(x) if level > len(self.levels) - 2 else x
+            yield name, x
