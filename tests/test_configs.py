@@ -1,4 +1,4 @@
-"""Every shipped yaml builds on the meta device and counts the parameters it should."""
+"""Every shipped yaml builds on the meta device and counts the parameters of its paper or released code."""
 
 from pathlib import Path
 
@@ -11,8 +11,30 @@ from seg_ext.engine.checks import complete_config
 
 ROOT = Path(__file__).parents[1] / "configs"
 PARAMETERS = {
+    "camvid/bayesian_segnet_basic.yaml": 1_416_075,
+    "camvid/bayesian_segnet_vgg16.yaml": 29_449_355,
+    "camvid/segnet_basic.yaml": 1_416_075,
+    "camvid/segnet_vgg16.yaml": 29_449_355,
     "camvid/unet_R_18_cpu.yaml": 12_689_579,
     "nuclei/panoptic_unet_R_18_FPN.yaml": 15_280_952,
+    "voc/deeplabv1_vgg16_largefov.yaml": 20_505_429,
+    "voc/deeplabv2_R_101.yaml": 44_048_532,
+    "voc/deeplabv2_vgg16_aspp.yaml": 37_877_652,
+    "voc/deeplabv3_R_101.yaml": 58_040_661,
+    "voc/deeplabv3_R_101_d8.yaml": 58_040_661,
+    "voc/deeplabv3plus_R_101.yaml": 59_344_309,
+    "voc/deeplabv3plus_R_101_separable.yaml": 45_688_261,
+    "voc/deeplabv3plus_xception65.yaml": 41_055_413,
+    "voc/dilation_vgg16_basic.yaml": 134_346_581 + 28_392,
+    "voc/dilation_vgg16_large.yaml": 134_346_581 + 6_803_139,
+    "voc/fcn16s_vgg16.yaml": 134_815_994,
+    "voc/fcn32s_vgg16.yaml": 136_152_917,
+    "voc/fcn8s_vgg16.yaml": 134_489_759,
+    "voc/fcn_R_50_d8.yaml": 35_322_218,
+    "voc/gcn_R_152.yaml": 60_688_084,
+    "voc/pspnet_R_101.yaml": 68_073_706,
+    "voc/pspnet_R_50.yaml": 49_081_578,
+    "voc/refinenet_R_101.yaml": 118_052_437,
 }
 
 

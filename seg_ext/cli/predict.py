@@ -44,9 +44,7 @@ def run(args: argparse.Namespace) -> int:
     cfg = read_config(args)
     decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME
     if beside and ":" in decoder and not args.trust_code:
-        raise UserError(
-            f"{args.config_file}: DECODER.NAME {decoder} is foreign code; allow it with --trust-code"
-        )
+        raise UserError(f"{args.config_file}: DECODER.NAME {decoder} is foreign code; allow it with --trust-code")
     predictor = Predictor(cfg)
     writer = PredictionWriter(args.output, predictor.metadata)
     failed = 0

@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from seg_ext.data.datasets import camvid, nuclei
+from seg_ext.data.datasets import camvid, nuclei, voc
 
-DATASETS: dict[str, Callable[[Path], None]] = {"nuclei": nuclei.register, "camvid": camvid.register}
+DATASETS: dict[str, Callable[[Path], None]] = {
+    "nuclei": nuclei.register,
+    "camvid": camvid.register,
+    "voc": voc.register,
+}
 
 
 def data_root() -> Path:
