@@ -13,7 +13,7 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 
 from seg_ext.errors import UserError
 
-_CONFIG_ROOTS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "configs")
+CONFIG_ROOTS = (Path(__file__).parents[1] / "configs", Path(__file__).parent / "configs")
 
 
 def add_seg_ext_config(cfg: CfgNode) -> None:
@@ -76,11 +76,11 @@ def get_cfg() -> CfgNode:
 
 def find_config(path: str | Path) -> Path:
     """The file itself, or the config of that name shipped with seg_ext (``"camvid/unet_R_18_cpu.yaml"``)."""
-    candidates = [Path(path), *(root / path for root in _CONFIG_ROOTS)]
+    candidates = [Path(path), *(root / path for root in CONFIG_ROOTS)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    shipped = [str(file.relative_to(root)) for root in _CONFIG_ROOTS for file in root.glob("*/*.yaml")]
+    shipped = [str(file.relative_to(root)) for root in CONFIG_ROOTS for file in root.glob("*/*.yaml")]
     raise UserError(f"config file {path} not found{_did_you_mean(str(path), shipped)}")
 
 

@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "eval": "seg_ext.cli.eval",
     "predict": "seg_ext.cli.predict",
     "data": "seg_ext.cli.data",
+    "list": "seg_ext.cli.list",
     "install-detectron2": "seg_ext.cli.install_detectron2",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from seg_ext.layers import FeatureSpec
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Base of the encoders; a subclass sets the attributes and writes `walk`.
 
     Attributes:
@@ -23,9 +24,9 @@ class Encoder(nn.Module):
     specs: dict[str, FeatureSpec]
     smallest: int = 1
 
+    @abstractmethod
     def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield every map of the image x (N, C, H, W) with its name, as soon as it is computed."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """(N, C, H, W) -> the named maps (N, C', h, w), or all; what lies behind the last of them is not computed.

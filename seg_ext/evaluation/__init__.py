@@ -19,6 +19,7 @@ from seg_ext.evaluation.semantic import SemanticEvaluator
 
 EVALUATORS: dict[str, tuple[type[DatasetEvaluator], ...]] = {  # by the data set's evaluator_type
     "sem_seg": (SemanticEvaluator,),
+    "cityscapes_sem_seg": (SemanticEvaluator,),
     "coco": (InstanceEvaluator,),
     "coco_panoptic_seg": (SemanticEvaluator, InstanceEvaluator, PanopticEvaluator),
 }
