@@ -73,9 +73,7 @@ def _configs() -> dict[str, str]:
     from seg_ext.config import CONFIG_ROOTS
 
     return {
-        str(file.relative_to(root)): _opening(file)
-        for root in CONFIG_ROOTS
-        for file in sorted(root.glob("*/*.yaml"))
+        str(file.relative_to(root)): _opening(file) for root in CONFIG_ROOTS for file in sorted(root.glob("*/*.yaml"))
     }
 
 
