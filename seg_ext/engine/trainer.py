@@ -41,17 +41,18 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Timer, schedule, checkpoints, evaluation, writers, progress; stopping comes last."""
-        cfg = self.cfg
-        built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
-        if comm.is_main_process():
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
-            built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
-            if interactive():
-                built.append(ProgressBar())
-        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
-        built.append(StopOnSignal(self.checkpointer))
-        return built
+        """Timer, schedule, checkpoints, progress, evaluation; writers after it, for its scores; stopping last."""
+        cfg, main = self.cfg, comm.is_main_process()
+        built: list[HookBase | None] = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            ProgressBar() if main and interactive() else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+            StopOnSignal(self.checkpointer),
+        ]
+        return [hook for hook in built if hook]
 
     def build_writers(self) -> list[EventWriter]:
         """metrics.json, TensorBoard, and log lines where there is no terminal for a progress bar."""
@@ -69,9 +70,7 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> Results:
         model = self.checkpointer.model  # not wrapped: ranks have unequal shares of the images
         if comm.get_world_size() > 1:
-            for (
-                buffer
-            ) in model.buffers():  # BatchNorm statistics: each rank has its own until they are scored and saved
+            for buffer in model.buffers():  # each rank has BatchNorm statistics of its own: score those that are saved
                 dist.broadcast(buffer, 0)
         self._last_eval_results = self.test(self.cfg, model)
         return self._last_eval_results

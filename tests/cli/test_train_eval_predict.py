@@ -38,6 +38,8 @@ def test_trains_evaluates_resumes_and_predicts(toy_config: Path, toy_folder: Pat
     assert 0 <= results["sem_seg"]["mIoU"] <= 100 and "mIoU" in capsys.readouterr().out
     for name in ("config.yaml", "log.txt", "metrics.json", "model_final.pth", "gallery/index.html"):
         assert (out / name).is_file(), name
+    written = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert written[-1]["sem_seg/mIoU"] == pytest.approx(results["sem_seg"]["mIoU"]) and "total_loss" in written[0]
 
     assert run("eval", "--config-file", toy_config, "--weights", out / "model_final.pth") == 0
     assert json.loads((out / "results.json").read_text()) == results
