@@ -83,12 +83,15 @@ $(STAMP): setup.py pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 define DIFFERENCES
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from packaging.requirements import Requirement
 lines = [line for line in Path("constraints.txt").read_text().splitlines() if line and line[0] != "#"]
-for pin in [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate()]:
-    if str(pin.specifier) != f"=={version(pin.name)}":
-        print(f"{pin.name}: {version(pin.name)} here, {pin.specifier} in constraints.txt")
+here = {d.name.lower().replace("_", "-"): d.version for d in distributions()}
+pins = [r for r in map(Requirement, lines) if r.name in here and (r.marker is None or r.marker.evaluate())]
+differ = [r for r in pins if str(r.specifier) != f"=={here[r.name]}"]
+for pin in differ:
+    print(f"{pin.name}: {here[pin.name]} here, {pin.specifier} in constraints.txt")
+print(f"{len(differ)} of {len(pins)} installed packages differ from constraints.txt")
 endef
 export DIFFERENCES

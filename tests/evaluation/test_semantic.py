@@ -165,6 +165,7 @@ def test_a_data_set_without_classes_or_with_others_is_refused(toy):
 def test_every_evaluator_type_has_its_evaluators():
     assert {kind: [e.__name__ for e in evaluators] for kind, evaluators in EVALUATORS.items()} == {
         "sem_seg": ["SemanticEvaluator"],
+        "cityscapes_sem_seg": ["SemanticEvaluator"],
         "coco": ["InstanceEvaluator"],
         "coco_panoptic_seg": ["SemanticEvaluator", "InstanceEvaluator", "PanopticEvaluator"],
     }
