@@ -203,6 +203,20 @@ def test_batch_norm_on_a_single_value_names_norm() -> None:
         step(model, [sample()])
 
 
+def test_logits_short_of_the_image_go_on_at_its_border() -> None:
+    cfg = load_config("Base-Semantic.yaml", ["MODEL.DEVICE", "cpu"])
+    cfg.MODEL.BACKBONE.NAME = "build_seg_ext_vgg_backbone"
+    cfg.MODEL.VGG.WIDTH = 4  # plain VGG rounds its sizes down: 90 pixels leave 2 cells of stride 32
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.NUM_CLASSES, head.IN_FEATURES, head.DECODER.NAME = CLASSES, ["pool5"], "fcn"
+    model = build_model(cfg).eval()
+    torch.nn.init.normal_(model.sem_seg_head.decoder.scores["pool5"].weight)
+    with torch.no_grad():
+        scores = model([sample(90, 96)])[0]["sem_seg"]
+    assert scores.shape == (CLASSES, 90, 96)
+    assert torch.equal(scores[:, -1], scores[:, -5]) and not torch.equal(scores[:, 40], scores[:, 44])
+
+
 def unet_config(valid: bool, mirror: bool) -> CfgNode:
     cfg = load_config("Base-Semantic.yaml", ["MODEL.DEVICE", "cpu"])
     cfg.MODEL.BACKBONE.NAME = "build_seg_ext_unet_backbone"
