@@ -30,8 +30,8 @@ class SegHead(nn.Module):
     """Features by name in; losses out in training, (N, K, H, W) scores at the input's size in inference.
 
     Works in detectron2's ``SemanticSegmentor`` and ``PanopticFPN`` and in ``PanopticSegmentor``. A backbone that
-    returns ``image`` (ours do) gives the exact output size; with another one it is the deepest guess possible from
-    strides: the logits' size times the decoder's stride.
+    returns ``image`` (ours do) gives the exact output size; with another one it is the logits' size times the
+    decoder's stride, at most a cell more than the image, which detectron2's models cut away.
     """
 
     @configurable
