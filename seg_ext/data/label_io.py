@@ -19,7 +19,7 @@ _TIFF = {".tif", ".tiff"}
 _LOSSY = {"JPEG", "MPO"}
 _GREY_STEP = {"L;2": 85, "L;4": 17}  # Pillow spreads 2 and 4 bit grey over 0..255
 _ORIENTATION = 0x0112  # EXIF tag
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, tifffile.TiffFileError)
 
 
 def read_image(path: str | Path, format: str = "BGR") -> NDArray[np.uint8]:
