@@ -99,14 +99,15 @@ class SegMapper:
         """
         image = read_image(record["file_name"], self.image_format)
         label = self._read_label(record) if self.is_train else None
-        _check_sizes(record, image.shape[:2], None if label is None else label.shape)
+        source = image.shape[0], image.shape[1]
+        _check_sizes(record, source, None if label is None else label.shape)
         data = T.AugInput(image, sem_seg=label)
         transforms = self.augmentations(data)
-        mapped = {key: record[key] for key in _KEPT if key in record} | _image(data.image, image.shape[:2])
+        mapped = {key: record[key] for key in _KEPT if key in record} | _image(data.image, source)
         if label is not None:
             mapped["sem_seg"] = torch.from_numpy(data.sem_seg.astype(np.int64))
         if self.is_train and self.masks is not None and "annotations" in record:
-            mapped["instances"] = self._instances(record, transforms, image.shape[:2], data.image.shape[:2])
+            mapped["instances"] = self._instances(record, transforms, source, data.image.shape[:2])
         return mapped
 
     def map_image(self, image: NDArray[np.uint8]) -> dict[str, Any]:
@@ -117,7 +118,7 @@ class SegMapper:
         """
         data = T.AugInput(image)
         self.augmentations(data)
-        return _image(data.image, image.shape[:2])
+        return _image(data.image, (image.shape[0], image.shape[1]))
 
     def _read_label(self, record: Record) -> NDArray[np.int32] | None:
         if self.num_classes is None or "sem_seg_file_name" not in record:

@@ -256,15 +256,15 @@ def _tile(image: Array, mask: Array, truths: Array, guesses: Array) -> Array:
     side = max(24, 2 * max(int(last - first + 1) for first, last in spans))
     middles = [int(first + last + 1) // 2 for first, last in spans]
     starts = [max(0, min(m - side // 2, n - side)) for m, n in zip(middles, mask.shape, strict=True)]
-    window = tuple(slice(start, start + side) for start in starts)
-    crop = image[window]
+    rows, columns = (slice(start, start + side) for start in starts)
+    crop = image[rows, columns]
     factor = _TILE / max(crop.shape[:2])
     size = max(1, round(crop.shape[1] * factor)), max(1, round(crop.shape[0] * factor))
     picture = cv2.resize(crop, size, interpolation=cv2.INTER_CUBIC if factor > 1 else cv2.INTER_AREA)
     for masks, color in ((truths, TRUTH_RGB), (guesses, GUESS_RGB)):
-        near = masks[(slice(None), *window)]
+        near = masks[:, rows, columns]
         outlines: list[Any] = []
-        for part in near[(near & mask[window]).any((1, 2))].astype(np.uint8) * 255:
+        for part in near[(near & mask[rows, columns]).any((1, 2))].astype(np.uint8) * 255:
             smooth = (cv2.resize(part, size, interpolation=cv2.INTER_LINEAR) > 127).view(np.uint8)
             outlines += cv2.findContours(smooth, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
         cv2.drawContours(picture, outlines, -1, _DARK_RGB, 4, cv2.LINE_AA)
