@@ -17,6 +17,7 @@ from .gcn import GCN
 from .pspnet import PSPNet
 from .refinenet import RefineNet
 from .segnet import SegNet, SegNetBasic
+from .semantic_fpn import SemanticFPN
 from .unet import UNet
 from .unet3p import UNet3Plus
 from .unetpp import UNetPP
@@ -28,6 +29,7 @@ DECODERS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "unetpp": UNetPP,
     "unet3p": UNet3Plus,
+    "semantic_fpn": SemanticFPN,
     "refinenet": RefineNet,
     "gcn": GCN,
     "deeplabv3plus": DeepLabV3Plus,
@@ -55,6 +57,7 @@ __all__ = [
     "RefineNet",
     "SegNet",
     "SegNetBasic",
+    "SemanticFPN",
     "UNet",
     "UNet3Plus",
     "UNetPP",

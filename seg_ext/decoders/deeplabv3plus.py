@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,11 @@ class DeepLabV3Plus(nn.Module):
         channels: int = 256,
         low_level_channels: int = 48,
         separable: bool = False,
+        bare_depthwise: bool = False,
         image_pooling: bool = True,
+        aspp_conv: bool = False,
+        refine_convs: int = 2,
+        align_corners: bool = False,
         dropout: float = 0.1,
     ) -> None:
         """Build for two features.
@@ -41,7 +47,11 @@ class DeepLabV3Plus(nn.Module):
             channels: width of the ASPP and of the 3x3 convolutions.
             low_level_channels: width to which the low level is reduced.
             separable: every 3x3 convolution becomes depthwise and pointwise.
+            bare_depthwise: with `separable`, no norm and activation between the two (segmentation_models_pytorch).
             image_pooling: the ASPP's image-level branch.
+            aspp_conv: one more 3x3 convolution between the ASPP and the resizing (segmentation_models_pytorch).
+            refine_convs: 3x3 convolutions after the join.
+            align_corners: of the resizing.
             dropout: probability after the ASPP.
 
         Raises:
@@ -50,29 +60,32 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         check_features("DeepLabV3Plus", in_features, num_classes, at_least=2, at_most=2)
         check_sizes("DeepLabV3Plus", "rates", rates)
-        check_sizes("DeepLabV3Plus", "channels and low_level_channels", (channels, low_level_channels))
+        sizes = (channels, low_level_channels, refine_convs)
+        check_sizes("DeepLabV3Plus", "channels, low_level_channels and refine_convs", sizes)
         check_dropout("DeepLabV3Plus", dropout)
         self.low_name, self.deep_name = in_features
         low, deep = in_features.values()
         self.out_stride = low.stride
+        self.align_corners = align_corners
+        conv = partial(SeparableConv, bare_depthwise=bare_depthwise) if separable else ConvNormAct
         self.aspp = ASPP(
             deep.channels,
             channels,
             rates=rates,
             norm=norm,
-            separable=separable,
+            conv=conv,
             image_pooling=image_pooling,
             dropout=dropout,
         )
+        self.aspp_conv = conv(channels, channels, norm=norm) if aspp_conv else nn.Identity()
         self.low_level = ConvNormAct(low.channels, low_level_channels, kernel_size=1, norm=norm)
-        conv = SeparableConv if separable else ConvNormAct
-        self.refine = nn.Sequential(
-            conv(channels + low_level_channels, channels, norm=norm), conv(channels, channels, norm=norm)
-        )
+        widths = [channels + low_level_channels, *[channels] * refine_convs]
+        self.refine = nn.Sequential(*(conv(a, b, norm=norm) for a, b in pairwise(widths)))
         self.score = score_layer(channels, num_classes)
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: (N, C, H/s, W/s)} -> {"logits": (N, K, H/out_stride, W/out_stride)}."""
         low = self.low_level(features[self.low_name])  # (N, 48, H/4, W/4)
-        deep = resize_to(self.aspp(features[self.deep_name]), low.shape[-2:])  # (N, 256, H/4, W/4)
+        deep = self.aspp_conv(self.aspp(features[self.deep_name]))  # (N, 256, h, w)
+        deep = resize_to(deep, low.shape[-2:], align_corners=self.align_corners)  # (N, 256, H/4, W/4)
         return {"logits": self.score(self.refine(torch.cat((deep, low), dim=1)))}

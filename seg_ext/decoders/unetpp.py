@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import log
 
 import torch
@@ -46,6 +47,9 @@ class UNetPP(nn.Module):
         deep_supervision: bool = True,
         inference: str | int = "average",
         up: str = "transpose",
+        skip_first: bool = True,
+        channels: Sequence[int] | None = None,
+        extra_ups: Sequence[int] = (),
         dropout: float = 0.5,
         convs: int = 2,
     ) -> None:
@@ -60,6 +64,11 @@ class UNetPP(nn.Module):
             deep_supervision: a classifier on every X(0, j), not on X(0, depth) alone.
             inference: "average", the mean probability of all classifiers, or the j whose branch alone is evaluated.
             up: how X(i + 1, j - 1) is upsampled: "transpose" (bias, to the width of row i), "bilinear" or "nearest".
+            skip_first: in a node's concatenation its row comes first; else it comes last, X(i, j - 1) to X(i, 0).
+            channels: widths of the deepest nodes X(depth - 1, 1), ..., X(0, depth), on which the result rests; None
+                takes those of their rows.
+            extra_ups: width of each further level, which doubles the size of X(0, depth) and joins nothing; only
+                without deep supervision.
             dropout: probability after each convolution.
             convs: 3x3 convolutions a node.
 
@@ -68,7 +77,7 @@ class UNetPP(nn.Module):
         """
         super().__init__()
         check_features("UNetPP", in_features, num_classes, at_least=2)
-        check_sizes("UNetPP", "convs", (convs,))
+        check_sizes("UNetPP", "channels, extra_ups and convs", (*(channels or ()), *extra_ups, convs))
         check_dropout("UNetPP", dropout)
         deepest = len(in_features) - 1
         self.depth = deepest if depth is None else depth
@@ -79,26 +88,40 @@ class UNetPP(nn.Module):
             raise ValueError(f"UNetPP takes inference 'average' or one of the branches {branches}, not {inference!r}")
         if up not in UPS:
             raise ValueError(f"UNetPP takes up of {list(UPS)}, not {up!r}")
+        self.skip_first = skip_first
         self.inference = None if inference == "average" else int(inference)
         self.names = list(in_features)[: self.depth + 1]
         rows = [in_features[name] for name in self.names]
-        self.out_stride = rows[0].stride
+        widths = [row.channels for row in rows[-2::-1]] if channels is None else list(channels)
+        if len(widths) != self.depth:
+            raise ValueError(f"UNetPP takes one of channels for each of {self.depth} rows, not {widths}")
+        if (extra_ups and deep_supervision) or rows[0].stride % 2 ** len(extra_ups):
+            raise ValueError(
+                f"UNetPP takes extra_ups without deep supervision that divide stride {rows[0].stride}, "
+                f"not {list(extra_ups)} with deep_supervision={deep_supervision}"
+            )
+        self.out_stride = rows[0].stride // 2 ** len(extra_ups)
         self.nodes = nn.ModuleDict()
         for j in range(1, self.depth + 1):
             for i in range(self.depth + 1 - j):
-                width = rows[i].channels
+                deepest = i + j == self.depth
                 self.nodes[f"x{i}{j}"] = UpBlock(
-                    rows[i + 1].channels,
-                    width,
-                    skip_channels=j * width,
+                    widths[j - 2] if deepest and j > 1 else rows[i + 1].channels,
+                    widths[j - 1] if deepest else rows[i].channels,
+                    skip_channels=j * rows[i].channels,
                     factor=rows[i + 1].stride // rows[i].stride,
                     up=up,
                     convs=convs,
-                    skip_first=True,
+                    skip_first=skip_first,
                     norm=norm,
                     dropout=dropout,
                 )
-        self.heads = nn.ModuleDict({f"x0{j}": score_layer(rows[0].channels, num_classes) for j in branches})
+        self.extra = nn.ModuleList(
+            UpBlock(a, b, skip_channels=0, factor=2, up=up, convs=convs, skip_first=True, norm=norm, dropout=dropout)
+            for a, b in pairwise([widths[-1], *extra_ups])
+        )
+        outs = {j: rows[0].channels for j in branches} | {self.depth: [widths[-1], *extra_ups][-1]}
+        self.heads = nn.ModuleDict({f"x0{j}": score_layer(outs[j], num_classes) for j in branches})
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: (N, C, h, w)} -> "logits" (N, K, h, w) and, in training, "aux_x01", ..., at the shallowest's size."""
@@ -107,7 +130,10 @@ class UNetPP(nn.Module):
         rows = [[features[name]] for name in self.names[: depth + 1]]  # rows[i][j] is X(i, j)
         for j in range(1, depth + 1):
             for i in range(depth + 1 - j):
-                rows[i].append(self.nodes[f"x{i}{j}"](rows[i + 1][j - 1], torch.cat(rows[i], dim=1)))
+                row = rows[i] if self.skip_first else rows[i][::-1]
+                rows[i].append(self.nodes[f"x{i}{j}"](rows[i + 1][j - 1], torch.cat(row, dim=1)))
+        for block in self.extra:
+            rows[0][-1] = block(rows[0][-1], None)
         if branch:
             return {"logits": self.heads[f"x0{branch}"](rows[0][branch])}
         *aux, (_, last) = scores = [(name, head(rows[0][int(name[2:])])) for name, head in self.heads.items()]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .conv import ConvNormAct, SeparableConv
+from .conv import ConvNormAct
 from .norm import Norm
 
 
@@ -21,7 +21,7 @@ class ASPP(nn.Module):
         *,
         rates: Sequence[int],
         norm: Norm | None,
-        separable: bool = False,
+        conv: Callable[..., nn.Module] = ConvNormAct,
         image_pooling: bool = True,
         dropout: float = 0.0,
     ) -> None:
@@ -32,7 +32,7 @@ class ASPP(nn.Module):
             channels: C', also the width of every branch.
             rates: dilation of each 3x3 branch, in cells.
             norm: from channels to a layer, or None.
-            separable: depthwise-separable 3x3 branches (DeepLabv3+).
+            conv: makes the 3x3 branches; SeparableConv in DeepLabv3+.
             image_pooling: add the branch that pools the whole map, so that every cell sees the image.
             dropout: probability after the projection (0.1 in the released DeepLab code, 0.5 in torchvision's).
 
@@ -42,7 +42,6 @@ class ASPP(nn.Module):
         super().__init__()
         if any(rate < 1 for rate in rates):
             raise ValueError(f"ASPP takes rates >= 1, not {list(rates)}")
-        conv = SeparableConv if separable else ConvNormAct
         self.point = ConvNormAct(in_channels, channels, kernel_size=1, norm=norm)
         self.atrous = nn.ModuleList(conv(in_channels, channels, dilation=rate, norm=norm) for rate in rates)
         self.image = ConvNormAct(in_channels, channels, kernel_size=1, norm=norm) if image_pooling else None

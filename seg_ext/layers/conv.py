@@ -87,6 +87,7 @@ class SeparableConv(nn.Module):
         dilation: int = 1,
         norm: Norm | None,
         act: Act | None = relu,
+        bare_depthwise: bool = False,
     ) -> None:
         """Build both convolutions.
 
@@ -98,6 +99,7 @@ class SeparableConv(nn.Module):
             dilation: of the depthwise convolution.
             norm: from channels to a layer, or None.
             act: makes the activation after both convolutions; None where it comes before them (Xception).
+            bare_depthwise: nothing follows the depthwise convolution (no norm, no activation, no bias).
         """
         super().__init__()
         self.depthwise = ConvNormAct(
@@ -107,8 +109,9 @@ class SeparableConv(nn.Module):
             stride=stride,
             dilation=dilation,
             groups=in_channels,
-            norm=norm,
-            act=act,
+            bias=False if bare_depthwise else None,
+            norm=None if bare_depthwise else norm,
+            act=None if bare_depthwise else act,
         )
         self.pointwise = ConvNormAct(in_channels, out_channels, kernel_size=1, norm=norm, act=act)
 
@@ -117,9 +120,9 @@ class SeparableConv(nn.Module):
         return self.pointwise(self.depthwise(x))
 
 
-def score_layer(in_channels: int, num_classes: int, *, std: float = 0.01) -> nn.Conv2d:
-    """1x1 convolution to class scores, weights normal with `std` (0: all zero, FCN), bias 0."""
-    layer = nn.Conv2d(in_channels, num_classes, 1)
+def score_layer(in_channels: int, num_classes: int, *, kernel_size: int = 1, std: float = 0.01) -> nn.Conv2d:
+    """Convolution to class scores, 1x1 unless said, weights normal with `std` (0: all zero, FCN), bias 0."""
+    layer = nn.Conv2d(in_channels, num_classes, kernel_size, padding=kernel_size // 2)
     nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer

@@ -63,9 +63,18 @@ ROWS = [
     Row("unetpp", STEPS, aux=("aux_x01", "aux_x02", "aux_x03")),
     Row("unetpp", RES, {"depth": 2, "deep_supervision": False, "up": "nearest", "convs": 1}, out_stride=4),
     Row("unetpp", DILATED, {"inference": 1}, out_stride=4, aux=("aux_x01",)),
+    Row(
+        "unetpp",
+        RES,
+        {"deep_supervision": False, "channels": [9, 8, 6], "extra_ups": [4, 2], "skip_first": False},
+        cell=4,
+    ),
     Row("unet3p", STEPS, {"channels": 8}, aux=("aux_e1", "aux_e2", "aux_e3", "aux_e4")),
     Row("unet3p", RES, {"channels": 4, "deep_supervision": False, "cgm": True}, out_stride=4, aux=("image_cgm",)),
     Row("unet3p", DILATED, {"channels": 8}, out_stride=4, aux=("aux_res4", "aux_res5")),
+    Row("semantic_fpn", RES, {"channels": 8}, out_stride=4),
+    Row("semantic_fpn", only(RES, "res2", "res5"), {"channels": 8, "align_corners": True}, out_stride=4),
+    Row("semantic_fpn", DILATED, {"channels": 8, "pyramid": 12}, out_stride=4),
     Row("refinenet", RES, {"channels": 8, "deepest_channels": 12}, out_stride=4),
     Row("refinenet", only(DILATED, "res4", "res5"), {"channels": 8, "pool_stages": 1}, out_stride=8),
     Row("gcn", RES, {"kernel_size": 7}, cell=4),
@@ -190,6 +199,7 @@ VGG_PARAMS = VGG_CONVS + 4096 * 512 * 49 + 4096 + 4096 * 4096 + 4096
 UNET_WIDTHS = (1, 64, 128, 256, 512, 1024)
 UNET_PARAMS = sum(9 * a * b + b + 9 * b * b + b for a, b in zip(UNET_WIDTHS, UNET_WIDTHS[1:], strict=False))
 RES50 = {f"res{i}": FeatureSpec(64 * 2**i, 2**i) for i in (2, 3, 4, 5)}
+PYRAMID = {f"p{i}": FeatureSpec(256, 2**i) for i in (2, 3, 4, 5)}
 R152_PARAMS = 58_143_808
 VALID = {f"e{i}": FeatureSpec(64 * 2**i, 2**i, offset) for i, offset in enumerate((2, 6, 14, 30, 62))}
 UNETPP = {f"e{i}": FeatureSpec(32 * 2**i, 2**i) for i in range(5)}
@@ -227,6 +237,7 @@ COUNTS = [  # name, features, classes, norm, arguments, parameters of the decode
     ("unet3p", UNET, 1, BN, {"deep_supervision": False}, 26_970_625 - plain_encoder(1, 64, 5, norm=True)),
     ("unet3p", UNET, 1, BN, {}, 26_989_637 - plain_encoder(3, 64, 5, norm=True)),
     ("unet3p", UNET, 1, BN, {"cgm": True}, 26_991_687 - plain_encoder(3, 64, 5, norm=True)),
+    ("semantic_fpn", PYRAMID, 54, group_norm, {}, 1_630_774),
     ("refinenet", RES50, 21, None, {}, 99_060_309 - R50_PARAMS),
     ("refinenet", RES50, 21, None, {}, 118_052_437 - R101_PARAMS),
     ("refinenet", RES50, 22, None, {}, 133_696_085 + 2_305 - R152_PARAMS),
@@ -287,6 +298,7 @@ WRONG = [  # name, features, arguments, what the message says
     ("pspnet", only(RES, "res4", "res5"), {"dropout": -0.1}, "0 <= dropout < 1, not -0.1"),
     ("pspnet", only(RES, "res4", "res5"), {"bins": [1, 2.5]}, r"bins of integers >= 1, not \[1, 2.5\]"),
     ("pspnet", only(RES, "res4", "res5"), {"bins": []}, "1 to 32 bins"),
+    ("pspnet", only(RES, "res4", "res5"), {"kernel_size": 2}, "PSPNet takes odd kernel sizes, not 2 and 1"),
     ("fcn_head", only(RES, "res5"), {"dropout": 2}, "0 <= dropout < 1, not 2"),
     ("fcn_sum", {}, {}, "FCNSum takes 1 or more features"),
     ("fcn_sum", VGG, {}, "features of offset 0"),
@@ -299,7 +311,12 @@ WRONG = [  # name, features, arguments, what the message says
     ("unetpp", RES, {"inference": 1, "deep_supervision": False}, r"one of the branches \[3\], not 1"),
     ("unetpp", RES, {"up": "cubic"}, r"UNetPP takes up of \['transpose', 'bilinear', 'nearest'\], not 'cubic'"),
     ("unetpp", RES, {"dropout": 1}, "UNetPP takes 0 <= dropout < 1"),
-    ("unetpp", RES, {"convs": 0}, r"UNetPP takes convs of integers >= 1"),
+    ("unetpp", RES, {"convs": 0}, r"UNetPP takes .* of integers >= 1"),
+    ("unetpp", RES, {"channels": [8, 8]}, r"UNetPP takes one of channels for each of 3 rows, not \[8, 8\]"),
+    ("unetpp", RES, {"extra_ups": [8]}, "takes extra_ups without deep supervision that divide stride 4"),
+    ("semantic_fpn", RES, {"channels": 0}, "SemanticFPN takes channels and pyramid of integers >= 1"),
+    ("semantic_fpn", {"a": FeatureSpec(8, 2), "b": FeatureSpec(8, 6)}, {}, "takes strides a power of 2 apart"),
+    ("semantic_fpn", RES, {"dropout": 1}, "SemanticFPN takes 0 <= dropout < 1"),
     ("unet3p", only(RES, "res5"), {}, "UNet3Plus takes 2 or more features"),
     ("unet3p", RES, {"channels": 0}, r"UNet3Plus takes channels of integers >= 1, not \[0\]"),
     ("unet3p", RES, {"dropout": -1}, "UNet3Plus takes 0 <= dropout < 1"),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP as TorchvisionASPP
 
-from seg_ext.layers import ASPP, group_norm
+from seg_ext.layers import ASPP, ConvNormAct, SeparableConv, group_norm
 
 
 def test_aspp_equals_torchvisions_with_the_same_weights():
@@ -39,8 +39,9 @@ def test_the_dropout_follows_the_projection_and_only_trains():
 
 
 def test_separable_branches_cost_less():
-    count = {s: sum(p.numel() for p in ASPP(64, 32, rates=(6,), norm=None, separable=s).parameters()) for s in (0, 1)}
-    assert count[0] - count[1] == 9 * 64 * 32 + 32 - (9 * 64 + 64 + 64 * 32 + 32)
+    aspps = (ASPP(64, 32, rates=(6,), norm=None, conv=conv) for conv in (ConvNormAct, SeparableConv))
+    dense, separable = (sum(p.numel() for p in aspp.parameters()) for aspp in aspps)
+    assert dense - separable == 9 * 64 * 32 + 32 - (9 * 64 + 64 + 64 * 32 + 32)
 
 
 def test_image_pooling_under_training_batch_norm_at_batch_one_is_refused():

@@ -79,6 +79,13 @@ def test_a_separable_convolution_has_an_activation_after_both_parts_or_none():
     torch.testing.assert_close(linear(-x), -linear(x))
 
 
+def test_a_bare_depthwise_convolution_is_linear():
+    layer = SeparableConv(4, 6, norm=nn.BatchNorm2d, bare_depthwise=True)
+    assert sum(p.numel() for p in layer.parameters()) == 4 * 9 + 24 + 12
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(layer.depthwise(-x), -layer.depthwise(x))
+
+
 def test_score_layer_of_std_zero_scores_zero():
     assert not score_layer(8, 3, std=0)(torch.randn(1, 8, 2, 2)).any()
     assert score_layer(8, 3)(torch.randn(1, 8, 2, 2)).any()
