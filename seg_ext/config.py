@@ -51,7 +51,9 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     unet.NORM = ""
     unet.VALID = False  # convolutions without padding, as in the paper
     unet.MIRROR = False  # with VALID: mirror the image's borders so that the prediction covers the image
-    unet.DROPOUT = 0.5  # after the last two levels
+    unet.BIAS = False  # in a convolution before a norm too
+    unet.DROPOUT = 0.5
+    unet.DROPOUT_AFTER = "deep levels"  # the last two, or every one of the "convs"
     unet.OUT_FEATURES = ["level1", "level2", "level3", "level4", "level5"]
 
     timm = cfg.MODEL.TIMM = CfgNode()

@@ -81,21 +81,36 @@ def test_mirroring_equals_an_image_mirrored_by_hand():
     torch.testing.assert_close(mirrored(image)["level5"], plain(by_hand)["level5"])
 
 
-def test_dropout_ends_the_last_two_levels():
-    encoder = UNetEncoder(1, norm=None, width=8).train()
-    first, second = (encoder(torch.ones(1, 1, 32, 32)) for _ in range(2))
-    assert [not torch.equal(first[name], second[name]) for name in first] == [False, False, False, True, True]
+@pytest.mark.parametrize(
+    ("args", "drops"),
+    [({}, [0, 0, 0, 1, 1]), ({"depth": 3}, [0, 1, 1]), ({"dropout_after": "convs", "depth": 3}, [2, 2, 2])],
+)
+def test_dropout_ends_the_last_two_levels_or_follows_every_convolution(args, drops):
+    encoder = UNetEncoder(1, norm=None, width=8, **args).train()
+    calls = []
+    encoder.dropout.register_forward_hook(lambda *_: calls.append(None))
+    seen = []
+    for _ in encoder.walk(torch.ones(1, 1, 32, 32)):
+        seen.append(len(calls) - sum(seen))
+    assert seen == drops
 
 
-def test_weights_start_with_the_papers_deviation():
-    weight = UNetEncoder(1, norm=None).levels["level1"][1].conv.weight
-    assert weight.std().item() == pytest.approx(0.0589, rel=0.02)
+def test_a_bias_before_a_norm_is_there_on_request():
+    def count(bias):
+        return sum(p.numel() for p in UNetEncoder(1, norm=nn.BatchNorm2d, width=4, bias=bias).parameters())
+
+    assert count(True) - count(False) == 2 * sum((4, 8, 16, 32, 64))
 
 
 @pytest.mark.parametrize("args", [{"depth": 0}, {"mirror": True}, {"dropout": 1.0}])
 def test_arguments_out_of_range_are_refused(args):
     with pytest.raises(ValueError, match="UNetEncoder takes depth and width"):
         UNetEncoder(1, norm=None, **args)
+
+
+def test_an_unknown_place_for_dropout_is_refused():
+    with pytest.raises(ValueError, match=r"takes dropout_after of \['deep levels', 'convs'\], not 'all'"):
+        UNetEncoder(1, norm=None, dropout_after="all")
 
 
 def test_an_image_too_small_for_valid_convolutions_is_refused_in_one_line():
