@@ -8,22 +8,25 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from seg_ext.errors import UserError
 from seg_ext.modeling.fpn import FPN
 from seg_ext.modeling.norm import norm_layer
-from seg_ext.modeling.resnet import DILATIONS, UNITS, ResNet, Stem, build_stages
+from seg_ext.modeling.resnet import MAX_CASCADE, OUTPUT_STRIDES, UNITS, ResNet, Stem, build_stages
 
 
 @BACKBONE_REGISTRY.register()
 def build_seg_ext_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
-    """ResNet from MODEL.RESNETS: detectron2's keys, OUTPUT_STRIDE, MULTI_GRID, FIRST_DILATION, DEEP_STEM."""
+    """ResNet from MODEL.RESNETS: detectron2's keys, OUTPUT_STRIDE, MULTI_GRID, FIRST_DILATION, CASCADE, DEEP_STEM."""
     keys = cfg.MODEL.RESNETS
     norm = norm_layer(keys.NORM, "MODEL.RESNETS.NORM")
     for key, value, accepted in (
         ("DEPTH", keys.DEPTH, tuple(UNITS)),
-        ("OUTPUT_STRIDE", keys.OUTPUT_STRIDE, tuple(DILATIONS)),
+        ("OUTPUT_STRIDE", keys.OUTPUT_STRIDE, OUTPUT_STRIDES),
         ("FIRST_DILATION", keys.FIRST_DILATION, ("own", "previous")),
+        ("CASCADE", keys.CASCADE, tuple(range(MAX_CASCADE + 1))),
         ("RES2_OUT_CHANNELS", keys.RES2_OUT_CHANNELS, (64,) if keys.DEPTH < 50 else (256,)),
     ):
         if value not in accepted:
             raise UserError(f"MODEL.RESNETS.{key} {value!r}: takes {' or '.join(map(repr, accepted))} here")
+    if not keys.MULTI_GRID or not all(isinstance(rate, int) and rate > 0 for rate in keys.MULTI_GRID):
+        raise UserError(f"MODEL.RESNETS.MULTI_GRID {keys.MULTI_GRID}: takes one or more whole numbers >= 1")
     stem = Stem(input_shape.channels, keys.STEM_OUT_CHANNELS, norm=norm, deep=keys.DEEP_STEM)
     stages = build_stages(
         keys.DEPTH,
@@ -33,6 +36,7 @@ def build_seg_ext_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
         output_stride=keys.OUTPUT_STRIDE,
         multi_grid=keys.MULTI_GRID,
         first_dilation=keys.FIRST_DILATION,
+        cascade=keys.CASCADE,
         stride_in_1x1=keys.STRIDE_IN_1X1,
         groups=keys.NUM_GROUPS,
         width_per_group=keys.WIDTH_PER_GROUP,

@@ -1,13 +1,14 @@
-"""ResNet-18 to -152 (He et al., 2016) in detectron2's key layout, with output strides 8, 16 and 32 and multi-grid."""
+"""ResNet-18 to -152 (He et al., 2016) in detectron2's keys; output strides, multi-grid, cascade (Chen et al., 2017)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d
+from detectron2.modeling import Backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
-from detectron2.modeling.backbone.resnet import ResNet as DetectronResNet
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
@@ -17,7 +18,8 @@ from seg_ext.layers import FeatureSpec
 Norm = Callable[[int], nn.Module] | None
 
 UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}  # of res2..res5, by output stride
+OUTPUT_STRIDES = (8, 16, 32)
+MAX_CASCADE = 3  # res6, res7, res8
 
 
 class Stem(CNNBlockBase):
@@ -54,42 +56,59 @@ class Stem(CNNBlockBase):
         return F.max_pool2d(self.convolve(x), kernel_size=3, stride=2, padding=1)
 
 
-class ResNet(DetectronResNet):
-    """detectron2's ResNet that also returns ``image`` (its input, stride 1) and, on request, ``conv1`` (stride 2)."""
+class ResNet(Backbone):
+    """Maps by name: ``image`` (the input, stride 1) and, on request, ``conv1`` (stride 2), ``stem``, ``res2``, ..."""
 
-    def __init__(self, stem: Stem, stages: list[list[CNNBlockBase]], *, out_features: Sequence[str], freeze_at: int):
-        known = ["conv1", "stem", "res2", "res3", "res4", "res5"]
-        unknown = [name for name in out_features if name not in known]
-        if unknown or not set(out_features) - {"conv1"}:
-            raise UserError(f"MODEL.RESNETS.OUT_FEATURES {list(out_features)}: takes some of {known}, not conv1 alone")
-        inner = [name for name in out_features if name != "conv1"]
-        super().__init__(stem, stages, out_features=inner, freeze_at=freeze_at)
-        self._taps_conv1 = "conv1" in out_features
+    stem: Stem
+
+    def __init__(
+        self, stem: Stem, stages: Sequence[Sequence[CNNBlockBase]], *, out_features: Sequence[str], freeze_at: int
+    ) -> None:
+        """Stack the stages up to the deepest feature asked for.
+
+        Args:
+            stem: makes stride 4.
+            stages: units of res2, res3, ...
+            out_features: names of the maps to return.
+            freeze_at: 1 freezes the stem, 2 res2 as well, and so on: no gradient, FrozenBN.
+
+        Raises:
+            UserError: no feature, or one that these stages do not give.
+        """
+        super().__init__()
+        known = ["conv1", "stem", *(f"res{number}" for number in range(2, 2 + len(stages)))]
+        if not out_features or not set(out_features) <= set(known):
+            raise UserError(f"MODEL.RESNETS.OUT_FEATURES {list(out_features)}: takes some of {', '.join(known)} here")
+        self.stem = stem
+        deepest = max(known.index(name) for name in out_features)
+        self._stages = tuple(known[2 : deepest + 1])
+        self._shapes = {"conv1": FeatureSpec(stem.out_channels, 2), "stem": FeatureSpec(stem.out_channels, stem.stride)}
+        stride = stem.stride
+        for name, blocks in zip(self._stages, stages, strict=False):
+            self.add_module(name, nn.Sequential(*blocks))
+            stride *= math.prod(block.stride for block in blocks)
+            self._shapes[name] = FeatureSpec(blocks[-1].out_channels, stride)
+        self._shapes = {name: spec for name, spec in self._shapes.items() if name in out_features}
+        for frozen in ([stem], *stages)[: max(freeze_at, 0)]:
+            for block in frozen:
+                block.freeze()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, C, H, W) to the named maps, shallow to deep."""
-        outputs = {"image": x}
+        return {"image": x, **{name: features for name, features in self._walk(x) if name in self._shapes}}
+
+    def _walk(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         x = self.stem.convolve(x)
-        if self._taps_conv1:
-            outputs["conv1"] = x
+        yield "conv1", x
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-        if "stem" in self._out_features:
-            outputs["stem"] = x
-        for name, stage in zip(self.stage_names, self.stages, strict=True):
-            x = stage(x)
-            if name in self._out_features:
-                outputs[name] = x
-        return outputs
+        yield "stem", x
+        for name in self._stages:
+            x = self.get_submodule(name)(x)
+            yield name, x
 
     def output_shape(self) -> dict[str, FeatureSpec]:
         """Channels and stride of every returned map."""
-        shapes = {"image": FeatureSpec(self.stem.in_channels, 1)}
-        if self._taps_conv1:
-            shapes["conv1"] = FeatureSpec(self.stem.out_channels, 2)
-        for name in ("stem", *self.stage_names):
-            if name in self._out_features:
-                shapes[name] = FeatureSpec(self._out_feature_channels[name], self._out_feature_strides[name])
-        return shapes
+        return {"image": FeatureSpec(self.stem.in_channels, 1), **self._shapes}
 
 
 def build_stages(
@@ -101,51 +120,55 @@ def build_stages(
     output_stride: int = 32,
     multi_grid: Sequence[int] = (1, 1, 1),
     first_dilation: str = "own",
+    cascade: int = 0,
     stride_in_1x1: bool = False,
     groups: int = 1,
     width_per_group: int = 64,
 ) -> list[list[CNNBlockBase]]:
-    """The units of res2..res5; the state dict does not depend on stride and dilation.
+    """The units of res2..res5 and of the cascade's res6..; the state dict does not depend on stride and dilation.
+
+    A stage of natural stride s (4 for res2, twice that for each later one) has stride min(s, output_stride) and
+    dilation s / min(s, output_stride): at output stride 16, res5..res8 dilate by 2, 4, 8 and 16, at 32 by 1, 2, 4, 8.
 
     Args:
         depth: one of UNITS.
         in_channels: channels of the stem.
         norm: normalisation from channels.
-        res2_channels: width of res2; each later stage doubles it (64 for depth 18 and 34, else 256).
-        output_stride: 8, 16 or 32; a stage that would pass it dilates instead.
-        multi_grid: factors on the dilations of res5's units, as many as it has units (cycled for deeper stages).
+        res2_channels: width of res2; each later stage up to res5 doubles it (64 for depth 18 and 34, else 256).
+        output_stride: one of OUTPUT_STRIDES; a stage that would pass it dilates instead. Larger ones would need
+            copies of res5 that stride, which their identity shortcuts cannot.
+        multi_grid: factors on the dilations of the units of res5 and of its copies, as many as they have units
+            (cycled for deeper stages).
         first_dilation: "own", or "previous": a dilated stage's first unit keeps the rate before it (torchvision).
+        cascade: copies of res5 to append, from 0 to MAX_CASCADE (arXiv 1706.05587, section 3.2).
         stride_in_1x1: the stride of a bottleneck sits in its first 1x1 (MSRA's weights) rather than its 3x3.
         groups, width_per_group: ResNeXt's cardinality and width.
     """
-    bottleneck = depth >= 50
-    width = groups * width_per_group
-    rates = DILATIONS[output_stride]
+    units = (*UNITS[depth], *[UNITS[depth][-1]] * cascade)
+    natural = [4 * 2**index for index in range(len(units))]
+    strides = [4, *(min(stride, output_stride) for stride in natural)]  # of the stem, res2, res3, ...
+    rates = [1, *(stride // min(stride, output_stride) for stride in natural)]
     stages = []
-    for index, units in enumerate(UNITS[depth]):
-        previous = rates[index - 1] if index else 1
-        stride = 1 if index == 0 or rates[index] > previous else 2
-        channels = res2_channels * 2**index
+    for index, count in enumerate(units):
+        factor = 2 ** min(index, 3)
         blocks: list[CNNBlockBase] = []
-        for unit in range(units):
-            first = unit == 0
-            common = {"stride": stride if first else 1, "norm": norm or ""}
-            if bottleneck:
+        for unit in range(count):
+            common = {"stride": strides[index + 1] // strides[index] if unit == 0 else 1, "norm": norm or ""}
+            if depth >= 50:
                 block = BottleneckBlock(
                     in_channels,
-                    channels,
-                    bottleneck_channels=width * 2**index,
+                    res2_channels * factor,
+                    bottleneck_channels=groups * width_per_group * factor,
                     num_groups=groups,
                     stride_in_1x1=stride_in_1x1,
                     **common,
                 )
             else:
-                block = BasicBlock(in_channels, channels, **common)
-            grid = multi_grid[unit % len(multi_grid)] if index == 3 else 1
-            rate = previous if first and first_dilation == "previous" else rates[index]
-            _dilate(block, rate * grid)
+                block = BasicBlock(in_channels, res2_channels * factor, **common)
+            in_channels = block.out_channels
+            rate = rates[index if unit == 0 and first_dilation == "previous" else index + 1]
+            _dilate(block, rate * (multi_grid[unit % len(multi_grid)] if index >= 3 else 1))
             blocks.append(block)
-            in_channels = channels
         stages.append(blocks)
     return stages
 

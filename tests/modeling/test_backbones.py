@@ -48,9 +48,9 @@ def test_equals_detectron2_with_the_same_weights(depth: int, kind: str) -> None:
 def test_declared_shapes_are_true_at_any_output_stride(kind: str, stride: int, depth: int, deep: bool) -> None:
     out = ["conv1", "stem", "res2", "res3", "res4", "res5"]
     name = f"build_seg_ext_{kind}_backbone"
-    backbone = build_backbone(config(name, DEPTH=depth, OUTPUT_STRIDE=stride, DEEP_STEM=deep, OUT_FEATURES=out)).eval()
-    with torch.no_grad():
-        outputs = backbone(torch.zeros(1, 3, 64, 96))
+    with torch.device("meta"):
+        backbone = build_backbone(config(name, DEPTH=depth, OUTPUT_STRIDE=stride, DEEP_STEM=deep, OUT_FEATURES=out))
+        outputs = backbone.eval()(torch.zeros(1, 3, 64, 96))
     shapes = backbone.output_shape()
     assert list(outputs) == list(shapes) and shapes["res5"].stride == stride
     for key, x in outputs.items():
@@ -62,10 +62,11 @@ def test_declared_shapes_are_true_at_any_output_stride(kind: str, stride: int, d
 @pytest.mark.parametrize("first", ["own", "previous"])
 @pytest.mark.parametrize("grid", [[1, 1, 1], [1, 2, 4]])
 def test_dilation_leaves_the_state_dict_alone(stride: int, first: str, grid: list[int]) -> None:
-    plain = build_backbone(config("build_seg_ext_resnet_backbone", DEPTH=50))
-    dilated = build_backbone(
-        config("build_seg_ext_resnet_backbone", OUTPUT_STRIDE=stride, FIRST_DILATION=first, MULTI_GRID=grid)
-    )
+    with torch.device("meta"):
+        plain = build_backbone(config("build_seg_ext_resnet_backbone", DEPTH=50))
+        dilated = build_backbone(
+            config("build_seg_ext_resnet_backbone", OUTPUT_STRIDE=stride, FIRST_DILATION=first, MULTI_GRID=grid)
+        )
     shapes = {key: x.shape for key, x in plain.state_dict().items()}
     assert {key: x.shape for key, x in dilated.state_dict().items()} == shapes
 
@@ -76,13 +77,58 @@ def rates(backbone, stage: str) -> list[int]:
 
 def test_dilation_rates_follow_the_papers() -> None:
     def build(**keys):
-        return build_backbone(config("build_seg_ext_resnet_backbone", DEPTH=50, **keys))
+        with torch.device("meta"):
+            return build_backbone(config("build_seg_ext_resnet_backbone", DEPTH=50, **keys))
 
     assert rates(build(OUTPUT_STRIDE=8), "res4") == [2] * 6
     assert rates(build(OUTPUT_STRIDE=8), "res5") == [4] * 3
     assert rates(build(OUTPUT_STRIDE=16, MULTI_GRID=[1, 2, 4]), "res5") == [2, 4, 8]
     assert rates(build(OUTPUT_STRIDE=8, FIRST_DILATION="previous"), "res4") == [1] + [2] * 5
     assert rates(build(OUTPUT_STRIDE=8, FIRST_DILATION="previous"), "res5") == [2, 4, 4]
+
+
+CASCADE = ["res5", "res6", "res7", "res8"]
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize(("stride", "dilations"), [(8, [4, 8, 16, 32]), (16, [2, 4, 8, 16]), (32, [1, 2, 4, 8])])
+def test_the_cascade_goes_on_with_copies_of_res5_that_dilate(depth: int, stride: int, dilations: list[int]) -> None:
+    keys = {"DEPTH": depth, "OUTPUT_STRIDE": stride, "CASCADE": 3, "OUT_FEATURES": CASCADE}
+    with torch.device("meta"):
+        plain = build_backbone(config("build_seg_ext_resnet_backbone", **keys))
+        grid = build_backbone(config("build_seg_ext_resnet_backbone", **keys, MULTI_GRID=[1, 2, 4])).eval()
+        outputs = grid(torch.zeros(1, 3, 64, 96))
+    units = len(plain.res5)
+    for name, rate in zip(CASCADE, dilations, strict=True):
+        assert rates(plain, name) == [rate] * units
+        assert rates(grid, name) == [rate, 2 * rate, 4 * rate][:units]
+    assert list(outputs) == ["image", *CASCADE]
+    for name in CASCADE:
+        assert grid.output_shape()[name] == plain.output_shape()["res5"] and grid.output_shape()[name].stride == stride
+        assert outputs[name].shape == (1, grid.output_shape()[name].channels, 64 // stride, 96 // stride)
+
+
+def test_a_copy_of_res5_has_its_units_but_no_projection() -> None:
+    backbone = build_backbone(config("build_seg_ext_resnet_backbone", DEPTH=18, CASCADE=1, OUT_FEATURES=["res6"]))
+    assert backbone.res6[0].shortcut is None and not hasattr(backbone, "res7")
+    shapes = [x.shape for key, x in backbone.res5.state_dict().items() if not key.startswith("0.")]
+    assert [x.shape for key, x in backbone.res6.state_dict().items() if not key.startswith("0.")] == shapes
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_the_state_dict_of_a_cascade_does_not_depend_on_the_output_stride(stride: int) -> None:
+    def shapes(stride: int) -> dict[str, torch.Size]:
+        keys = {"DEPTH": 18, "OUTPUT_STRIDE": stride, "CASCADE": 3, "OUT_FEATURES": CASCADE}
+        with torch.device("meta"):
+            backbone = build_backbone(config("build_seg_ext_resnet_backbone", **keys))
+        return {key: x.shape for key, x in backbone.state_dict().items()}
+
+    assert shapes(stride) == shapes(32)
+
+
+def test_stages_behind_the_deepest_feature_are_not_built() -> None:
+    backbone = build_backbone(config("build_seg_ext_resnet_backbone", DEPTH=18, OUT_FEATURES=["conv1", "res3"]))
+    assert [name for name, _ in backbone.named_children()] == ["stem", "res2", "res3"]
 
 
 def test_freezing_stops_gradients_of_the_first_stages() -> None:
@@ -100,6 +146,11 @@ def test_freezing_stops_gradients_of_the_first_stages() -> None:
         ({"OUTPUT_STRIDE": 4}, "MODEL.RESNETS.OUTPUT_STRIDE 4: takes 8 or 16 or 32"),
         ({"NORM": "BM"}, "MODEL.RESNETS.NORM 'BM': takes one of"),
         ({"OUT_FEATURES": ["res9"]}, "MODEL.RESNETS.OUT_FEATURES"),
+        ({"OUT_FEATURES": []}, "MODEL.RESNETS.OUT_FEATURES"),
+        ({"OUT_FEATURES": ["res7"], "CASCADE": 1}, r"OUT_FEATURES \['res7'\]: takes some of conv1, .*, res6 here"),
+        ({"CASCADE": 4}, "MODEL.RESNETS.CASCADE 4: takes 0 or 1 or 2 or 3 here"),
+        ({"MULTI_GRID": []}, "MODEL.RESNETS.MULTI_GRID .*: takes one or more whole numbers >= 1"),
+        ({"MULTI_GRID": [1, 0]}, "MODEL.RESNETS.MULTI_GRID .*: takes one or more whole numbers >= 1"),
     ],
 )
 def test_bad_keys_are_refused_by_name(keys: dict, text: str) -> None:
