@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "predict": "seg_ext.cli.predict",
     "data": "seg_ext.cli.data",
     "list": "seg_ext.cli.list",
+    "analyze": "seg_ext.cli.analyze",
     "install-detectron2": "seg_ext.cli.install_detectron2",
 }
 

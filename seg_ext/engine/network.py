@@ -1,0 +1,103 @@
+"""The part of a detectron2 model that runs without data: on the meta device, or on one channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import StandardROIHeads
+from torch import Tensor, nn
+
+from seg_ext.errors import UserError
+
+
+class Network(nn.Module):
+    """A detectron2 model without what depends on values: the proposals' selection, pooling and post-processing.
+
+    The heads on regions run on maps of zeros, as many as the config allows. Modules keep the names they have in the
+    model.
+    """
+
+    backbone: Any
+    sem_seg_head: Any
+    proposal_generator: Any
+    roi_heads: Any
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take over the parts of ``model``.
+
+        Raises:
+            UserError: a model without a backbone.
+        """
+        super().__init__()
+        if not hasattr(model, "backbone"):
+            raise UserError(f"MODEL.META_ARCHITECTURE {type(model).__name__}: has no backbone to analyze")
+        for name in ("backbone", "sem_seg_head", "proposal_generator", "roi_heads"):
+            setattr(self, name, getattr(model, name, None))
+        self.left_out = [name for name, _ in model.named_children() if not hasattr(self, name)]
+        self.train(model.training)
+
+    @property
+    def regions(self) -> tuple[int, int]:
+        """How many region proposals and masks of an image are counted."""
+        if not isinstance(self.roi_heads, StandardROIHeads) or not isinstance(self.proposal_generator, RPN):
+            return 0, 0
+        if self.training:
+            boxes = self.roi_heads.batch_size_per_image
+            return boxes, int(boxes * self.roi_heads.positive_fraction) * self.roi_heads.mask_on
+        last = _stages(self.roi_heads.box_predictor)[-1]
+        return self.proposal_generator.post_nms_topk[False], last.test_topk_per_image * self.roi_heads.mask_on
+
+    def padded(self, size: Sequence[int]) -> tuple[int, int]:
+        """The size to which the model pads an image of this size."""
+        step = max(self.backbone.size_divisibility, 1)
+        return -(-size[0] // step) * step, -(-size[1] // step) * step
+
+    def maps(self, image: Tensor) -> dict[str, Tensor]:
+        """The backbone's maps, "logits" of the decoder and "sem_seg", from an image (N, C, H, W)."""
+        maps = dict(self.backbone(image))
+        features = dict(maps)
+        maps.pop("image", None)
+        if self.sem_seg_head is not None:
+            decoder = getattr(self.sem_seg_head, "decoder", None)
+            if isinstance(decoder, nn.Module):
+                hook = decoder.register_forward_hook(lambda module, args, out: maps.update(logits=out["logits"]))
+            try:
+                maps["sem_seg"] = self.sem_seg_head(features)[0]
+            finally:
+                if isinstance(decoder, nn.Module):
+                    hook.remove()
+        return maps
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """All that is computed from an image (N, C, H, W), in evaluation."""
+        maps = self.maps(image)
+        return (*maps.values(), *self._of_regions(maps, len(image)))
+
+    def loss(self, image: Tensor, target: Tensor) -> Tensor:
+        """A scalar whose gradient reaches every parameter, in training; the region heads' is their plain sum."""
+        features = self.backbone(image)
+        losses = [] if self.sem_seg_head is None else list(self.sem_seg_head(features, target)[1].values())
+        losses += [x.sum() for x in self._of_regions(features, len(image))]
+        return torch.stack(losses).sum()
+
+    def _of_regions(self, features: Mapping[str, Tensor], images: int) -> Iterator[Tensor]:
+        boxes, masks = self.regions
+        if not boxes:
+            return
+        rpn, heads = self.proposal_generator, self.roi_heads
+        for outputs in rpn.rpn_head([features[name] for name in rpn.in_features]):
+            yield from outputs
+        like = features[heads.box_in_features[0]]
+        pooled = like.new_zeros(images * boxes, like.shape[1], *heads.box_pooler.output_size)
+        for head, predictor in zip(_stages(heads.box_head), _stages(heads.box_predictor), strict=True):
+            yield from predictor(head(pooled))
+        if masks:
+            like = features[heads.mask_in_features[0]]
+            yield heads.mask_head.layers(like.new_zeros(images * masks, like.shape[1], *heads.mask_pooler.output_size))
+
+
+def _stages(module: nn.Module) -> list[Any]:
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
