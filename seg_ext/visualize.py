@@ -18,7 +18,7 @@ from detectron2.structures import BoxMode
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as mask_util
 
-from seg_ext.data.label_io import read_label, read_panoptic_ids
+from seg_ext.data.label_io import read_panoptic_ids, read_record_label
 from seg_ext.data.palette import palette
 from seg_ext.errors import UserError
 
@@ -77,9 +77,9 @@ def scene_from_record(record: Mapping[str, Any], metadata: Metadata) -> Scene:
     """
     semantic = objects = panoptic = None
     if "sem_seg_file_name" in record:
-        semantic = read_label(
-            record["sem_seg_file_name"],
-            label_map=metadata.get("label_map"),
+        semantic = read_record_label(
+            record,
+            metadata,
             num_classes=len(metadata.get("stuff_classes") or ()) or None,
             ignore=metadata.get("ignore_label", 255),
         )

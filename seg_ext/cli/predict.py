@@ -10,7 +10,7 @@ from seg_ext.cli.arguments import add_config_arguments
 from seg_ext.errors import UserError
 
 HELP = "predict images: palette PNG labels, overlays, COCO-style JSON"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     seg_ext.register()
     from tqdm import tqdm
 
-    from seg_ext.data.label_io import read_image
+    from seg_ext.data.image_io import as_picture, read_image
     from seg_ext.engine.setup import interactive, read_config, start_logging
     from seg_ext.evaluation.prediction_writer import PredictionWriter
     from seg_ext.inference.predictor import Predictor
@@ -50,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
     failed = 0
     for file in tqdm(files, desc="predict", unit="img", disable=not interactive()):
         try:
-            image = read_image(file, "RGB")
+            image = read_image(file, cfg.INPUT.FORMAT, bands=len(cfg.MODEL.PIXEL_MEAN))
         except UserError as error:
             print(f"seg-ext: error: {error.line}", file=sys.stderr)
             failed += 1
             continue
-        writer.write(file, image, predictor(image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]))
+        writer.write(file, as_picture(image, cfg.INPUT.FORMAT), predictor(image))
     print(f"{len(files) - failed} of {len(files)} images: {writer.finish()}")
     return 1 if failed else 0
 

@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
 from seg_ext.data.transforms import QuarterTurns, WindowTransform
+from seg_ext.data.warps import ElasticDeformation, RandomRotation
 from seg_ext.errors import UserError
 
 Array = NDArray[Any]
@@ -57,6 +58,10 @@ class RandomScaleCrop(T.Augmentation):
         """Draw a factor and a window."""
         if self.cat_max_ratio < 1 and sem_seg is None:
             raise UserError("INPUT.AUGMENTATIONS: RandomScaleCrop's cat_max_ratio needs data with semantic labels")
+        if np.size(self.pad_value) not in (1, image.shape[2]):
+            raise UserError(
+                f"INPUT.AUGMENTATIONS: RandomScaleCrop's pad_value is {self.pad_value} for {image.shape[2]} channels"
+            )
         source, size = np.array(image.shape[:2]), np.array(self.size)
         factor = np.random.uniform(*self.scale) * ((size / source).min() if self.fit else 1)
         scaled = np.maximum(np.rint(source * factor), 1).astype(int)
@@ -131,7 +136,9 @@ class RandomRotate90(T.Augmentation):
 class ColorJitter(T.Augmentation):
     """Random brightness, contrast, saturation, colour balance and gamma, in this order and in one rounding.
 
-    Grey is the mean of the channels, so that the order of the channels does not matter.
+    Grey is the mean of the channels, so that the order of the channels does not matter. Bands that are no colours,
+    more or fewer than three, are changed each by itself, and have no saturation. Float images are not clipped; theirs
+    is the range of values that is there.
     """
 
     def __init__(
@@ -146,10 +153,10 @@ class ColorJitter(T.Augmentation):
 
         Args:
             brightness: factor of all pixels.
-            contrast: factor of the distance from the image's mean.
+            contrast: factor of the distance from the image's mean; from each band's where they are no colours.
             saturation: factor of the distance from the pixel's grey.
             balance: factor of each channel by itself.
-            gamma: exponent of the values in 0..1.
+            gamma: exponent of the values as parts of their range, which is 0..255 in 8 bit images.
         """
         super().__init__()
         self._init(locals())
@@ -158,6 +165,8 @@ class ColorJitter(T.Augmentation):
 
     def get_transform(self, image: Array) -> T.ColorTransform:
         """Draw the factors."""
+        if image.shape[2] != 3 and tuple(self.saturation) != (1, 1):
+            raise UserError(f"INPUT.AUGMENTATIONS: ColorJitter's saturation takes 3 channels, not {image.shape[2]}")
         ranges = np.array([self.brightness, self.contrast, self.saturation, self.gamma])
         factors = np.random.uniform(ranges[:, 0], ranges[:, 1])
         balance = np.random.uniform(self.balance[0], self.balance[1], image.shape[2])
@@ -170,6 +179,8 @@ AUGMENTATIONS: dict[str, type[T.Augmentation]] = {
     "ResizeShortestEdge": ResizeShortestEdge,
     "RandomFlip": T.RandomFlip,
     "RandomRotate90": RandomRotate90,
+    "RandomRotation": RandomRotation,
+    "ElasticDeformation": ElasticDeformation,
     "RandomBrightness": T.RandomBrightness,
     "RandomContrast": T.RandomContrast,
     "ColorJitter": ColorJitter,
@@ -177,19 +188,24 @@ AUGMENTATIONS: dict[str, type[T.Augmentation]] = {
 
 
 def build_augmentations(
-    entries: Sequence[Mapping[str, Any]], *, ignore: int, pad_value: float | Sequence[float] = 0
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    ignore: int,
+    pad_value: float | Sequence[float] = 0,
+    key: str = "INPUT.AUGMENTATIONS",
 ) -> list[T.Augmentation]:
-    """Build the augmentations of ``INPUT.AUGMENTATIONS``.
+    """Build the augmentations that a config lists.
 
     Args:
         entries: each has NAME, a name of :data:`AUGMENTATIONS`, and the arguments of its constructor.
         ignore: label id of padding.
         pad_value: image value of padding, unless the entry gives one.
+        key: of the list in the config, for errors.
 
     Raises:
         UserError: an unknown name or argument, with the known ones, or a value that the constructor refuses.
     """
-    return [_build(f"INPUT.AUGMENTATIONS[{i}]", e, ignore=ignore, pad_value=pad_value) for i, e in enumerate(entries)]
+    return [_build(f"{key}[{i}]", e, ignore=ignore, pad_value=pad_value) for i, e in enumerate(entries)]
 
 
 def _build(key: str, entry: Mapping[str, Any], **shared: Any) -> T.Augmentation:
@@ -223,9 +239,18 @@ def _numbers(value: Any, kind: Any) -> bool:
 
 
 def _jitter(image: Array, *, factors: Array, balance: Array) -> Array:
-    brightness, contrast, saturation, gamma = factors
-    x = image.astype(np.float32) * (brightness / 255)
-    x = x.mean() + (x - x.mean()) * contrast
-    grey = x.mean(axis=2, keepdims=True)
-    x = (grey + (x - grey) * saturation) * balance
-    return np.rint(255 * x.clip(0, 1) ** gamma).astype(np.uint8)
+    """(H, W, C) -> the same shape and type."""
+    brightness, contrast, saturation, gamma = factors.astype(np.float32)
+    together = None if image.shape[2] == 3 else (0, 1)
+    x = image.astype(np.float32) * brightness
+    mean = x.mean(axis=together, keepdims=True)
+    x = mean + (x - mean) * contrast
+    if image.shape[2] == 3:
+        grey = x.mean(axis=2, keepdims=True)
+        x = grey + (x - grey) * saturation
+    x *= balance.astype(np.float32)
+    if image.dtype == np.uint8:
+        return np.rint(255 * (x / 255).clip(0, 1) ** gamma).astype(np.uint8)
+    low, high = (f(x, axis=together, keepdims=True) for f in (np.min, np.max))
+    span = np.where(high > low, high - low, 1)
+    return low + span * ((x - low) / span) ** gamma

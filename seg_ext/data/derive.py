@@ -18,7 +18,7 @@ from pycocotools import mask as mask_util
 
 from seg_ext.data.datasets.coco_panoptic import STUFF_ID, THING_ID
 from seg_ext.data.datasets.folder import load_folder
-from seg_ext.data.label_io import read_label, write_label
+from seg_ext.data.label_io import read_record_label, write_label
 from seg_ext.data.palette import palette
 from seg_ext.errors import UserError
 
@@ -159,7 +159,7 @@ def _encode(labels: NDArray[np.int32]) -> Segments:
 
 def _read(record: Record) -> NDArray[np.int32]:
     file = record["sem_seg_file_name"]
-    labels, size = read_label(file), (record["height"], record["width"])
+    labels, size = read_record_label(record), (record["height"], record["width"])
     if labels.shape != size:
         raise UserError(
             f"{file} is {labels.shape[1]}x{labels.shape[0]}, but {record['file_name']} is {size[1]}x{size[0]};"

@@ -81,7 +81,8 @@ def _move_mask(segmentation: Any, transforms: TransformList, source: tuple[int, 
 
 
 def _move_polygons(polygons: Sequence[Any], transforms: TransformList) -> list[Array]:
-    return [transforms.apply_coords(np.array(p, np.float64).reshape(-1, 2)).reshape(-1) for p in polygons]
+    moved = transforms.apply_polygons([np.array(p, np.float64).reshape(-1, 2) for p in polygons])
+    return [np.asarray(polygon).reshape(-1) for polygon in moved]
 
 
 def _polygons_to_rle(polygons: Sequence[Array], size: tuple[int, int]) -> dict[str, Any]:

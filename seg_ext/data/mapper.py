@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from seg_ext.config import has_instances, has_semantics
 from seg_ext.data.augmentation import ResizeShortestEdge, build_augmentations
+from seg_ext.data.image_io import CHANNELS, check_bands, check_format, read_image
 from seg_ext.data.instances import MASK_FORMATS, to_instances
-from seg_ext.data.label_io import read_image, read_label
+from seg_ext.data.label_io import read_record_label
+from seg_ext.data.targets import Target, build_targets
 from seg_ext.errors import UserError
 
 Record = Mapping[str, Any]
@@ -29,8 +32,9 @@ class SegMapper:
     """Callable on one record; works in worker processes. Randomness comes from numpy's global generator alone.
 
     In training it gives "image", and as far as the record and the config have them "sem_seg" and "instances"; at test
-    time only "image": the labels are then neither read nor resized. A record's raw ids become train ids through its
-    "sem_seg_label_map", which the data sets of seg_ext put there, so that sets with different maps mix.
+    time only "image": the labels are then neither read nor resized. A record's raw ids and colours become train ids
+    through its "sem_seg_label_map" and "sem_seg_label_colors", which the data sets of seg_ext put there, so that sets
+    with different ones mix.
     """
 
     @configurable
@@ -40,38 +44,46 @@ class SegMapper:
         *,
         augmentations: Sequence[T.Augmentation],
         image_format: str = "BGR",
+        bands: int | None = None,
         num_classes: int | None = None,
         ignore: int = 255,
         masks: str | None = None,
+        targets: Sequence[Target] = (),
     ) -> None:
         """Set what is read and how it is augmented.
 
         Args:
             is_train: whether ground truth is wanted.
             augmentations: applied in order.
-            image_format: "BGR" or "RGB".
+            image_format: "BGR", "RGB", "L" or "BANDS", see :func:`seg_ext.data.image_io.read_image`.
+            bands: channels that the model takes; None for those of the format, or any with "BANDS".
             num_classes: of the semantic labels, 1 for ids {0, 1}; None for no semantic labels.
             ignore: train id that does not count.
             masks: of the instances: "bitmask", "polygon" or "none" for boxes alone; None for no instances.
+            targets: made of the stored label map, and moved with it; in training.
         """
         if masks not in (None, *MASK_FORMATS):
             raise UserError(f"INPUT.MASK_FORMAT is {masks!r}; it must be bitmask or polygon")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
+        check_format(image_format)
         self.image_format = image_format
+        self.bands = CHANNELS[image_format] if bands is None else bands
         self.num_classes = None if num_classes is None else max(2, num_classes)
         self.ignore = ignore
         self.masks = masks
+        self.targets = tuple(targets)
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
         """Arguments of the constructor; a head without a NAME, or unused by the architecture, wants no ground truth."""
         model, inputs = cfg.MODEL, cfg.INPUT
         ignore = model.SEM_SEG_HEAD.IGNORE_VALUE
+        _check_channels(inputs.FORMAT, model.PIXEL_MEAN, model.PIXEL_STD)
         if is_train and inputs.CROP.ENABLED:
             raise UserError("INPUT.CROP.ENABLED is not used; list RandomScaleCrop in INPUT.AUGMENTATIONS instead")
         if not is_train:
-            augmentations = [ResizeShortestEdge([inputs.MIN_SIZE_TEST], inputs.MAX_SIZE_TEST)]
+            augmentations = _test_augmentations(inputs)
         elif inputs.AUGMENTATIONS:
             augmentations = build_augmentations(inputs.AUGMENTATIONS, ignore=ignore, pad_value=model.PIXEL_MEAN)
         else:
@@ -82,22 +94,25 @@ class SegMapper:
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": inputs.FORMAT,
+            "bands": len(model.PIXEL_MEAN),
             "num_classes": model.SEM_SEG_HEAD.NUM_CLASSES if has_semantics(cfg) else None,
             "ignore": ignore,
             "masks": (inputs.MASK_FORMAT if model.MASK_ON else "none") if has_instances(cfg) else None,
+            "targets": build_targets(inputs.TARGETS, ignore=ignore) if is_train else (),
         }
 
     def __call__(self, record: Record) -> dict[str, Any]:
         """Read and augment one record.
 
         Returns:
-            "image": (3, h, w) uint8; "height", "width": of the image as stored; the record's "file_name" and
-            "image_id"; in training also "sem_seg": (h, w) int64 and "instances".
+            "image": (C, h, w) uint8 or float32; "height", "width": of the image as stored; the record's "file_name" and
+            "image_id"; in training also "sem_seg": (h, w) int64, "instances", and every target under its key: (h, w)
+            float32.
 
         Raises:
-            UserError: an unreadable file, ids out of range, or sizes that differ.
+            UserError: an unreadable file, ids or bands out of range, or sizes that differ.
         """
-        image = read_image(record["file_name"], self.image_format)
+        image = self.read(record["file_name"])
         label = self._read_label(record) if self.is_train else None
         source = image.shape[0], image.shape[1]
         _check_sizes(record, source, None if label is None else label.shape)
@@ -106,16 +121,29 @@ class SegMapper:
         mapped = {key: record[key] for key in _KEPT if key in record} | _image(data.image, source)
         if label is not None:
             mapped["sem_seg"] = torch.from_numpy(data.sem_seg.astype(np.int64))
+            for target in self.targets:
+                moved = transforms.apply_segmentation(target(record, label))
+                mapped[target.key] = torch.from_numpy(np.ascontiguousarray(moved))
         if self.is_train and self.masks is not None and "annotations" in record:
             mapped["instances"] = self._instances(record, transforms, source, data.image.shape[:2])
         return mapped
 
-    def map_image(self, image: NDArray[np.uint8]) -> dict[str, Any]:
+    def read(self, path: str | Path) -> NDArray[Any]:
+        """(H, W, C) uint8 or float32: the image of a file in the mapper's image format."""
+        return read_image(path, self.image_format, bands=self.bands)
+
+    def map_image(self, image: NDArray[Any]) -> dict[str, Any]:
         """What a model takes for an image that is in memory.
 
         Args:
-            image: (H, W, 3) in the order of the mapper's image format.
+            image: (H, W, C) uint8 or float32 in the mapper's image format.
+
+        Raises:
+            UserError: another shape or type.
         """
+        if image.ndim != 3 or image.dtype not in (np.uint8, np.float32):
+            raise UserError(f"an image of {image.dtype} and shape {image.shape}; takes (H, W, C) uint8 or float32")
+        check_bands("image", image, self.bands)
         data = T.AugInput(image)
         self.augmentations(data)
         return _image(data.image, (image.shape[0], image.shape[1]))
@@ -123,12 +151,7 @@ class SegMapper:
     def _read_label(self, record: Record) -> NDArray[np.int32] | None:
         if self.num_classes is None or "sem_seg_file_name" not in record:
             return None
-        return read_label(
-            record["sem_seg_file_name"],
-            label_map=record.get("sem_seg_label_map"),
-            num_classes=self.num_classes,
-            ignore=self.ignore,
-        )
+        return read_record_label(record, num_classes=self.num_classes, ignore=self.ignore)
 
     def _instances(
         self, record: Record, transforms: T.TransformList, source: tuple[int, int], size: tuple[int, int]
@@ -144,9 +167,17 @@ class SegMapper:
             raise UserError(f"{record['file_name']}: {error}") from error
 
 
-def _image(image: NDArray[np.uint8], stored: tuple[int, int]) -> dict[str, Tensor | int]:
+def _image(image: NDArray[Any], stored: tuple[int, int]) -> dict[str, Tensor | int]:
     chw = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return {"image": chw, "height": stored[0], "width": stored[1]}
+
+
+def _check_channels(format: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    check_format(format)
+    given = CHANNELS[format] or len(mean)
+    for key, values in (("PIXEL_MEAN", mean), ("PIXEL_STD", std)):
+        if len(values) != given:
+            raise UserError(f"MODEL.{key} has {len(values)} values for {given} channels of INPUT.FORMAT {format}")
 
 
 def _check_sizes(record: Record, image: tuple[int, ...], label: tuple[int, ...] | None) -> None:
@@ -160,6 +191,14 @@ def _check_sizes(record: Record, image: tuple[int, ...], label: tuple[int, ...] 
         raise UserError(
             f"{record['file_name']} is {image[1]}x{image[0]}, but its annotations say {stated[1]}x{stated[0]}"
         )
+
+
+def _test_augmentations(inputs: Any) -> list[T.Augmentation]:
+    random = [e.get("NAME") for e in inputs.AUGMENTATIONS_TEST if e.get("NAME") not in ("Resize", "ResizeShortestEdge")]
+    if random:
+        raise UserError(f"INPUT.AUGMENTATIONS_TEST: {random[0]}; takes Resize and ResizeShortestEdge alone")
+    default = [ResizeShortestEdge([inputs.MIN_SIZE_TEST], inputs.MAX_SIZE_TEST)]
+    return build_augmentations(inputs.AUGMENTATIONS_TEST, key="INPUT.AUGMENTATIONS_TEST", ignore=0) or default
 
 
 def _default_augmentations(lengths: Sequence[int], max_size: int, style: str, flip: str) -> list[T.Augmentation]:

@@ -49,14 +49,11 @@ class WindowTransform(Transform):
         self.pad_value, self.ignore = pad_value, ignore
 
     def apply_image(self, img: Array) -> Array:
-        """(H, W, 3) uint8 -> (h, w, 3) uint8."""
-        ratio = self.source / self.scaled
-        top, left = self.offset * ratio
-        bottom, right = np.minimum((self.offset + self.inside) * ratio, self.source)
-        height, width = self.inside
-        image = Image.fromarray(np.ascontiguousarray(img))
-        part = image.resize((int(width), int(height)), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
-        return self._padded(np.array(part), self.pad_value)
+        """(H, W, C) uint8 or float32 -> (h, w, C) of the same type."""
+        if img.shape[2] == 3 and img.dtype == np.uint8:
+            return self._padded(self._resampled(img), self.pad_value)
+        bands = [self._resampled(img[..., band]) for band in range(img.shape[2])]
+        return self._padded(np.stack(bands, axis=2), self.pad_value)
 
     def apply_segmentation(self, segmentation: Array) -> Array:
         """(H, W) ids or bool -> (h, w) of the same type."""
@@ -71,11 +68,21 @@ class WindowTransform(Transform):
         """(N, 2) x, y -> (N, 2) x, y, also outside the window."""
         return coords * (self.scaled / self.source)[::-1] - self.offset[::-1]
 
+    def _resampled(self, img: Array) -> Array:
+        """(H, W, 3) uint8 or one band -> the part of the window that lies in the image."""
+        ratio = self.source / self.scaled
+        top, left = self.offset * ratio
+        bottom, right = np.minimum((self.offset + self.inside) * ratio, self.source)
+        height, width = self.inside
+        image = Image.fromarray(np.ascontiguousarray(img))
+        part = image.resize((int(width), int(height)), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        return np.array(part)
+
     def _padded(self, part: Array, value: float | Sequence[float]) -> Array:
         if (self.inside == self.size).all():
             return part
         whole = np.empty((*self.size, *part.shape[2:]), part.dtype)
-        whole[:] = np.rint(value) if part.ndim == 3 else value
+        whole[:] = np.rint(value) if part.dtype == np.uint8 and part.ndim == 3 else value
         whole[: part.shape[0], : part.shape[1]] = part
         return whole
 

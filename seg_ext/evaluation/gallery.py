@@ -19,7 +19,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from pycocotools import mask as mask_util
 
-from seg_ext.data.label_io import read_image
+from seg_ext.data.image_io import read_picture
 from seg_ext.errors import UserError
 from seg_ext.evaluation.gallery_page import GUESS_RGB, MIN_SCORE, TRUTH_RGB, Case, Tile, page_html
 from seg_ext.evaluation.prediction_writer import path_hash, replacing, write_picture
@@ -103,7 +103,7 @@ class Gallery(DatasetEvaluator):
             if len(unused) == len(_TRUTH_KEYS):
                 continue  # boxes alone: nothing to draw
             record = {k: v for k, v in self._records.get(file_name, entry).items() if k not in unused}
-            truth, image = scene_from_record(record, self._metadata), read_image(file_name, "RGB")
+            truth, image = scene_from_record(record, self._metadata), read_picture(file_name)
             try:
                 self._add(file_name, image, truth, guess)
             except ValueError as error:

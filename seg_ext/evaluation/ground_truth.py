@@ -34,18 +34,26 @@ class RecordLookup:
     def _by_file(self) -> dict[str, dict[str, Any]]:
         return {record["file_name"]: record for record in DatasetCatalog.get(self._dataset_name)}
 
+    def holding(self, image: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        """The image itself, or the data set's record of the same ``file_name``, whichever has the key.
+
+        Raises:
+            UserError: neither has.
+        """
+        if key in image:
+            return image
+        record = self._by_file.get(image.get("file_name", ""), {})
+        if key not in record:
+            raise UserError(f"{image.get('file_name')}: data set '{self._dataset_name}' gives it no {key}")
+        return record
+
     def value(self, image: Mapping[str, Any], key: str) -> Any:
         """``image[key]``, or that of the data set's record of the same ``file_name``.
 
         Raises:
             UserError: neither has the key.
         """
-        if key in image:
-            return image[key]
-        record = self._by_file.get(image.get("file_name", ""), {})
-        if key not in record:
-            raise UserError(f"{image.get('file_name')}: data set '{self._dataset_name}' gives it no {key}")
-        return record[key]
+        return self.holding(image, key)[key]
 
 
 def read_json(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools import mask as mask_util
 
-from seg_ext.data.label_io import read_image, write_label
+from seg_ext.data.image_io import read_picture
+from seg_ext.data.label_io import write_label
 from seg_ext.errors import UserError
 from seg_ext.visualize import Array, class_name, draw_scene, scene_from_output, stuff_colors
 
@@ -121,7 +122,7 @@ class PredictionWriter(DatasetEvaluator):
             with replacing(self._dir / "labels" / f"{name}.png") as path:
                 write_label(path, scene.semantic, colors if len(colors) <= 256 else None)
         if "overlay" in self._kinds:
-            image = read_image(str(image_path), "RGB") if image is None else image
+            image = read_picture(str(image_path)) if image is None else image
             for task, picture in draw_scene(image, scene, self._metadata).items():
                 write_picture(self._dir / "overlay" / f"{name}_{task}.png", picture)
         if "json" in self._kinds:

@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from seg_ext.data.label_io import read_label
+from seg_ext.data.label_io import read_record_label
 from seg_ext.errors import UserError
 from seg_ext.evaluation.ground_truth import RecordLookup
 from seg_ext.metrics import confusion_matrix, semantic_scores
@@ -19,7 +19,8 @@ from seg_ext.metrics import confusion_matrix, semantic_scores
 class SemanticEvaluator(DatasetEvaluator):
     """mIoU, frequency-weighted IoU, mean and pixel accuracy, and IoU and accuracy per class, in percent.
 
-    Ground truth is read raw from ``sem_seg_file_name`` and mapped to train ids with the data set's ``label_map``.
+    Ground truth is read from the record's ``sem_seg_file_name`` and mapped to train ids with the record's or the data
+    set's ``label_map`` and ``label_colors``.
     The prediction is ``sem_seg_labels`` (H, W) where the model gives it, else the argmax of ``sem_seg`` (K, H, W).
     The state is one (K, K+1) array, summed over processes.
 
@@ -27,7 +28,8 @@ class SemanticEvaluator(DatasetEvaluator):
         confusion: (K, K+1) pixel counts, rows ground truth, of all processes; set by :meth:`evaluate` on the main one.
 
     Args:
-        dataset_name: its metadata give ``stuff_classes``, ``ignore_label`` (255 where absent) and ``label_map``.
+        dataset_name: its metadata give ``stuff_classes``, ``ignore_label`` (255 where absent), ``label_map``
+            and ``label_colors``.
         num_classes: K, for a data set whose classes have no names.
         distributed: sum over all processes; otherwise each scores what it has seen.
 
@@ -46,7 +48,7 @@ class SemanticEvaluator(DatasetEvaluator):
             raise UserError(f"num_classes {num_classes}: data set '{dataset_name}' has {len(names)} stuff_classes")
         self._names: Sequence[str] = names
         self._ignore: int = meta.get("ignore_label", 255)
-        self._label_map: dict[int, int] | None = meta.get("label_map")
+        self._metadata = meta
         self._distributed = distributed
         self._records = RecordLookup(dataset_name)
         self.reset()
@@ -63,8 +65,9 @@ class SemanticEvaluator(DatasetEvaluator):
             UserError: a prediction that is missing, NaN, or of another size or number of classes than the ground truth.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            path = self._records.value(image, "sem_seg_file_name")
-            target = read_label(path, label_map=self._label_map, num_classes=len(self._names), ignore=self._ignore)
+            record = self._records.holding(image, "sem_seg_file_name")
+            path = record["sem_seg_file_name"]
+            target = read_record_label(record, self._metadata, num_classes=len(self._names), ignore=self._ignore)
             pred = self._labels(output, image.get("file_name", path))
             if pred.shape != target.shape:
                 raise UserError(

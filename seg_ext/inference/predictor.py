@@ -14,7 +14,6 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from seg_ext.checkpoint import Checkpointer
-from seg_ext.data.label_io import read_image
 from seg_ext.data.mapper import SegMapper
 from seg_ext.errors import UserError
 
@@ -28,9 +27,7 @@ class Predictor:
     """
 
     @configurable
-    def __init__(
-        self, model: nn.Module, *, mapper: SegMapper, metadata: Metadata, weights: str, image_format: str
-    ) -> None:
+    def __init__(self, model: nn.Module, *, mapper: SegMapper, metadata: Metadata, weights: str) -> None:
         """Load ``weights`` into ``model``.
 
         Args:
@@ -38,7 +35,6 @@ class Predictor:
             mapper: for test images.
             metadata: class names and colours.
             weights: file or URL.
-            image_format: channel order of the model's input, "RGB" or "BGR".
 
         Raises:
             UserError: no weights named, or no such file.
@@ -48,7 +44,6 @@ class Predictor:
         self.model = model.eval()
         self.metadata = metadata
         self._mapper = mapper
-        self._format = image_format
         Checkpointer(self.model).load(weights)
 
     @classmethod
@@ -60,7 +55,6 @@ class Predictor:
             "mapper": SegMapper(cfg, is_train=False),
             "metadata": MetadataCatalog.get(names[0]) if names else Metadata(),
             "weights": cfg.MODEL.WEIGHTS,
-            "image_format": cfg.INPUT.FORMAT,
         }
 
     @torch.no_grad()
@@ -68,10 +62,11 @@ class Predictor:
         """Predict one image.
 
         Args:
-            image: a file, or an (H, W, 3) uint8 array in the channel order of INPUT.FORMAT.
+            image: a file, or an (H, W, C) uint8 or float32 array in INPUT.FORMAT, see
+                :func:`seg_ext.data.image_io.read_image`.
 
         Returns:
             The model's output, see :class:`seg_ext.modeling.meta_arch.PanopticSegmentor`.
         """
-        array = image if isinstance(image, np.ndarray) else read_image(image, self._format)
+        array = image if isinstance(image, np.ndarray) else self._mapper.read(image)
         return self.model([self._mapper.map_image(array)])[0]

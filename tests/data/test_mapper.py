@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from scipy import ndimage
 
-from seg_ext.config import get_cfg
+from seg_ext.config import get_cfg, load_config
 from seg_ext.data import mapper as mapper_module
 from seg_ext.data.augmentation import AUGMENTATIONS
 from seg_ext.data.label_io import write_label
@@ -34,6 +34,8 @@ GEOMETRIC: dict[str, dict[str, Any]] = {
     "ResizeShortestEdge": {"short_edge_length": [30, 80], "sample_style": "range"},
     "RandomFlip": {"prob": 1.0},
     "RandomRotate90": {},
+    "RandomRotation": {"angle": [-25, 25]},
+    "ElasticDeformation": {"std": 3},
 }
 PHOTOMETRIC: dict[str, dict[str, Any]] = {
     "RandomBrightness": {"intensity_min": 0.5, "intensity_max": 0.9},
@@ -276,7 +278,7 @@ def test_test_time_never_reads_labels_and_only_resizes(record: dict[str, Any], m
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a label was read")
 
-    monkeypatch.setattr(mapper_module, "read_label", refuse)
+    monkeypatch.setattr(mapper_module, "read_record_label", refuse)
     monkeypatch.setattr(mapper_module, "to_instances", refuse)
     cfg = config(*COMBINED, INPUT__MIN_SIZE_TEST=24, INPUT__MAX_SIZE_TEST=1000)
     record["sem_seg_file_name"] = "none.png"
@@ -339,3 +341,17 @@ def test_an_incomplete_annotation_is_named(record: dict[str, Any], key: str) -> 
     del record["annotations"][1][key]
     with pytest.raises(UserError, match=rf"image\.png: an annotation lacks {key}"):
         SegMapper(config({"NAME": "RandomFlip"}), is_train=True)(record)
+
+
+def test_test_images_may_have_one_fixed_size() -> None:
+    cfg = load_config("Base-Semantic.yaml")
+    cfg.INPUT.AUGMENTATIONS_TEST = [{"NAME": "Resize", "size": [24, 32]}]
+    mapped = SegMapper(cfg, is_train=False).map_image(np.zeros((50, 40, 3), np.uint8))
+    assert mapped["image"].shape == (3, 24, 32) and (mapped["height"], mapped["width"]) == (50, 40)
+
+
+def test_random_test_augmentations_are_refused() -> None:
+    cfg = load_config("Base-Semantic.yaml")
+    cfg.INPUT.AUGMENTATIONS_TEST = [{"NAME": "RandomFlip"}]
+    with pytest.raises(UserError, match="INPUT.AUGMENTATIONS_TEST: RandomFlip; takes Resize and ResizeShortestEdge"):
+        SegMapper(cfg, is_train=False)

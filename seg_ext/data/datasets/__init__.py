@@ -6,12 +6,30 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from seg_ext.data.datasets import camvid, nuclei, voc
+from seg_ext.data.datasets import (
+    ade20k,
+    aerial_dubai,
+    camvid,
+    coco_stuff,
+    dsb2018,
+    isbi2012,
+    nerve,
+    nuclei,
+    potsdam,
+    voc,
+)
 
 DATASETS: dict[str, Callable[[Path], None]] = {
     "nuclei": nuclei.register,
     "camvid": camvid.register,
     "voc": voc.register,
+    "isbi2012": isbi2012.register,
+    "nerve": nerve.register,
+    "dsb2018": dsb2018.register,
+    "potsdam": potsdam.register,
+    "aerial_dubai": aerial_dubai.register,
+    "ade20k": ade20k.register,
+    "coco_stuff": coco_stuff.register,
 }
 
 

@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.datasets.coco import load_coco_json
-
 from seg_ext.data.datasets.catalog import Records, register, require
+from seg_ext.data.datasets.coco_instances import load_coco
 from seg_ext.data.datasets.folder import semantic_metadata
 from seg_ext.data.palette import palette
 from seg_ext.errors import UserError
@@ -93,10 +92,7 @@ def _load(
 ) -> Records:
     for file in files.values():
         require(name, file, hint)
-    try:
-        records = load_coco_json(str(files["json_file"]), str(files["image_root"]), name)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"data set {name}: {files['json_file']} is no COCO instances file: {error!r}") from error
+    records = load_coco(name, files["json_file"], files["image_root"], hint=hint)
     try:
         annotations = json.loads(files["panoptic_json"].read_text())["annotations"]
         segments = {a["image_id"]: _segments(a["segments_info"], thing_ids, stuff_ids) for a in annotations}
@@ -108,7 +104,7 @@ def _load(
         if key not in segments:
             raise UserError(f"data set {name}: {files['panoptic_json']} has no annotation of {image.name} (id {key})")
         semantic = files["sem_seg_root"] / f"{image.stem}.png"
-        for file in (image, semantic, pngs[key]):
+        for file in (semantic, pngs[key]):
             require(name, file, hint)
         record |= {
             "sem_seg_file_name": str(semantic),

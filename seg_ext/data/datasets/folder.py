@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from seg_ext.data.datasets.catalog import Records, register, require
-from seg_ext.data.label_io import image_size
+from seg_ext.data.image_io import image_size
+from seg_ext.data.label_colors import Colors
+from seg_ext.data.label_map import LabelMap
 from seg_ext.data.palette import palette
 from seg_ext.errors import UserError
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".gif"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".npy"}
 _ARGUMENT = {
     "NAME": "name",
     "IMAGES": "images",
@@ -21,6 +23,7 @@ _ARGUMENT = {
     "COLORS": "colors",
     "IGNORE": "ignore_label",
     "LABEL_MAP": "label_map",
+    "LABEL_COLORS": "label_colors",
 }
 _REQUIRED = ("NAME", "IMAGES", "LABELS", "CLASSES")
 
@@ -33,7 +36,8 @@ def register_folder(
     classes: Sequence[str],
     colors: Sequence[Sequence[int]] | None = None,
     ignore_label: int = 255,
-    label_map: Mapping[int, int] | None = None,
+    label_map: LabelMap | None = None,
+    label_colors: Colors | None = None,
 ) -> None:
     """Register a semantic data set whose files already exist; a second call with the same name replaces the first.
 
@@ -44,16 +48,18 @@ def register_folder(
     Args:
         name: as it is called in DATASETS.TRAIN and DATASETS.TEST.
         images: folder of pictures.
-        labels: folder of one-channel label maps, see :func:`seg_ext.data.label_io.read_label`.
+        labels: folder of label maps, see :func:`seg_ext.data.label_io.read_label`.
         classes: names of the train ids 0, 1, ...
         colors: RGB of the classes; None for :func:`seg_ext.data.palette.palette`.
         ignore_label: train id that does not count.
-        label_map: raw id -> train id, for the raw ids that differ.
+        label_map: raw id, or range of ids such as "1-65535", -> train id, for the raw ids that differ.
+        label_colors: of label maps that are pictures in colour: the RGB of the train ids 0, 1, ... in a list, or
+            (R, G, B) or "#rrggbb" -> train id, the ignored one included.
 
     Raises:
         UserError: classes, colours and label map do not fit together, or the name is taken.
     """
-    _check(name, classes, colors, ignore_label, label_map)
+    _check(name, classes, colors, ignore_label, label_map, label_colors)
     load = partial(
         load_folder,
         name,
@@ -62,16 +68,16 @@ def register_folder(
         hint="check the folders it was registered with",
     )
     metadata = semantic_metadata(classes, colors, ignore_label)
-    folders = {"image_root": str(images), "sem_seg_root": str(labels)}
-    register(name, load, label_map=label_map, **metadata, **folders)
+    folders: dict[str, Any] = {"image_root": str(images), "sem_seg_root": str(labels)}
+    register(name, load, label_map=label_map, label_colors=label_colors, **metadata, **folders)
 
 
 def register_from_config_list(entries: Sequence[Mapping[str, Any]]) -> None:
     """Register the data sets of ``DATASETS.FOLDERS``; a second call changes nothing.
 
     Args:
-        entries: each has NAME, IMAGES, LABELS and CLASSES, and may have COLORS, IGNORE and LABEL_MAP, see
-            :func:`register_folder`.
+        entries: each has NAME, IMAGES, LABELS and CLASSES, and may have COLORS, IGNORE, LABEL_MAP and
+            LABEL_COLORS, see :func:`register_folder`.
 
     Raises:
         UserError: an unknown or missing key, or a value that does not fit.
@@ -152,7 +158,8 @@ def _check(
     classes: Sequence[str],
     colors: Sequence[Sequence[int]] | None,
     ignore: int,
-    label_map: Mapping[int, int] | None,
+    label_map: LabelMap | None,
+    label_colors: Colors | None,
 ) -> None:
     if not _is_list(classes) or not classes or not all(isinstance(c, str) for c in classes):
         raise UserError(f"data set {name}: classes are {classes!r}; they are a list of names")
@@ -166,13 +173,13 @@ def _check(
         raise UserError(f"data set {name}: the ignored id is {ignore!r}; it is a whole number")
     if label_map is not None and not isinstance(label_map, Mapping):
         raise UserError(f"data set {name}: label_map is {label_map!r}; it maps raw ids to train ids")
-    for raw, train in (label_map or {}).items():
-        valid = isinstance(raw, int) and raw >= 0 and isinstance(train, int)
-        if not valid or not (0 <= train < len(classes) or train == ignore):
-            raise UserError(
-                f"data set {name}: label_map has {raw!r}: {train!r};"
-                f" it maps raw ids to 0..{len(classes) - 1} or {ignore}"
-            )
+    if label_colors is not None and not (_is_list(label_colors) or isinstance(label_colors, Mapping)):
+        raise UserError(f"data set {name}: label_colors is {label_colors!r}; it is a list of RGB, or maps RGB to ids")
+    trains = label_colors.values() if isinstance(label_colors, Mapping) else range(len(label_colors or ()))
+    for key, ids in (("label_map", (label_map or {}).values()), ("label_colors", trains)):
+        for train in ids:
+            if not isinstance(train, int) or not (0 <= train < len(classes) or train == ignore):
+                raise UserError(f"data set {name}: {key} maps to {train!r}; takes 0..{len(classes) - 1} and {ignore}")
 
 
 def _is_list(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 semantic segmentation: 20 object classes and background (Everingham et al. 2010)."""
+"""PASCAL VOC 2012 segmentation: 20 object classes and background (Everingham et al. 2010)."""
 
 from __future__ import annotations
 
@@ -7,38 +7,47 @@ from pathlib import Path
 
 from seg_ext.data.datasets import catalog
 from seg_ext.data.datasets.catalog import Records, require, root_hint
+from seg_ext.data.datasets.coco_instances import register_coco_instances
 from seg_ext.data.datasets.folder import semantic_metadata
-from seg_ext.data.label_io import image_size
-from seg_ext.errors import UserError
+from seg_ext.data.datasets.pairs import load_pairs
 
 CLASSES = [
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 ]
-SPLITS = ("train", "val", "trainval")
+SPLITS = {
+    **dict.fromkeys(("train", "val", "trainval"), "SegmentationClass"),
+    "trainaug": "SegmentationClassAug",
+}
 
 
 def register(root: Path) -> None:
-    """Register voc_sem_seg_train, _val and _trainval under ``root/VOC2012``.
+    """Register voc_sem_seg_train, _val, _trainval, _trainaug and voc_instances_train, _val under ``root/VOC2012``.
 
     Layout: ``JPEGImages/NAME.jpg``, ``SegmentationClass/NAME.png`` with palette ids 0..20 and 255 void,
-    ``ImageSets/Segmentation/{train,val,trainval}.txt`` with a name a line.
+    ``ImageSets/Segmentation/{train,val,trainval,trainaug}.txt`` with a name a line. The official sets have 1,464,
+    1,449 and 2,913 images. trainaug (10,582) adds the Semantic Boundaries Dataset (Hariharan et al. 2011), less VOC's
+    validation images, with labels in ``SegmentationClassAug/NAME.png``; the instances (Hariharan et al. 2014) are in
+    ``instances_{train,val}.json``. ``seg-ext data prepare voc`` makes both. The images are Flickr's, under its terms.
     """
-    for split in SPLITS:
-        name = f"voc_sem_seg_{split}"
-        catalog.register(name, partial(_load, name, root, split), **semantic_metadata(CLASSES))
-
-
-def _load(name: str, root: Path, split: str) -> Records:
     base, hint = root / "VOC2012", root_hint(root, "VOC2012")
+    prepared = f"run `seg-ext data prepare voc` or {hint}"
+    for split, folder in SPLITS.items():
+        name = f"voc_sem_seg_{split}"
+        load = partial(_load, name, base, split, folder, hint=prepared if split == "trainaug" else hint)
+        catalog.register(name, load, **semantic_metadata(CLASSES))
+    for split in ("train", "val"):
+        register_coco_instances(
+            f"voc_instances_{split}",
+            base / f"instances_{split}.json",
+            base / "JPEGImages",
+            thing_classes=CLASSES[1:],
+            thing_ids={i + 1: i for i in range(20)},
+            hint=prepared,
+        )
+
+
+def _load(name: str, base: Path, split: str, folder: str, *, hint: str) -> Records:
     names = require(name, base / "ImageSets" / "Segmentation" / f"{split}.txt", hint).read_text().split()
-    records = []
-    for stem in names:
-        image, label = base / "JPEGImages" / f"{stem}.jpg", base / "SegmentationClass" / f"{stem}.png"
-        for file in (image, label):
-            if not file.is_file():
-                raise UserError(f"data set {name}: {file} not found, but {split}.txt lists it")
-        height, width = image_size(image)
-        paths = {"file_name": str(image), "sem_seg_file_name": str(label)}
-        records.append({**paths, "image_id": stem, "height": height, "width": width})
-    return records
+    pairs = ((stem, base / "JPEGImages" / f"{stem}.jpg", base / folder / f"{stem}.png") for stem in names)
+    return load_pairs(name, pairs, hint=f"but {split}.txt lists it")

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from seg_ext.data.prepare import nuclei
+from seg_ext.data.prepare import aerial_dubai, coco, dsb2018, isbi2012, nuclei, potsdam, voc
 from seg_ext.data.prepare.report import Report
 
-PREPARE: dict[str, Callable[[Path, Path | None], Report]] = {"nuclei": nuclei.prepare}
+PREPARE: dict[str, Callable[..., Report]] = {  # (root, source, **options)
+    "nuclei": nuclei.prepare,
+    "isbi2012": isbi2012.prepare,
+    "dsb2018": dsb2018.prepare,
+    "potsdam": potsdam.prepare,
+    "aerial_dubai": aerial_dubai.prepare,
+    "voc": voc.prepare,
+    "coco": coco.prepare,
+}

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from seg_ext.data.datasets.folder import register_folder, register_from_config_list
-from seg_ext.data.label_io import read_label
+from seg_ext.data.label_io import read_label, read_record_label
 from seg_ext.data.palette import palette
 from seg_ext.errors import UserError
 
@@ -123,10 +123,13 @@ def test_a_file_in_place_of_a_folder_and_a_broken_image_are_named(folders: tuple
         ({"colors": [(0, 0, 0)]}, "1 colours for 2 classes"),
         ({"colors": [(0, 0), (0, 0)]}, "each class needs one RGB"),
         ({"ignore_label": "255"}, "the ignored id is '255'"),
-        ({"label_map": {3: 2}}, r"label_map has 3: 2; it maps raw ids to 0\.\.1 or 255"),
-        ({"label_map": {"3": 1}}, "label_map has '3': 1"),
-        ({"label_map": {-1: 1}}, "label_map has -1: 1"),
+        ({"label_map": {3: 2}}, r"label_map maps to 2; takes 0\.\.1 and 255"),
+        ({"label_map": {"3": 1}}, "label_map has '3'; its keys are ids, and ranges of ids"),
         ({"label_map": [1]}, "label_map is"),
+        ({"label_colors": {"#0000ff": 2}}, r"label_colors maps to 2; takes 0\.\.1 and 255"),
+        ({"label_colors": [[0, 0, 0], [1, 1, 1], [2, 2, 2]]}, "label_colors maps to 2"),
+        ({"label_colors": {"#00f": 1}}, r"label_colors has '#00f'; a colour is \(R, G, B\) of 0..255 or '#rrggbb'"),
+        ({"label_colors": 3}, "label_colors is 3; it is a list of RGB"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_at_once(arguments: dict[str, Any], message: str) -> None:
@@ -147,7 +150,10 @@ def test_config_entries_register_and_may_be_given_twice(folders: tuple[Path, Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"IMAGE": "x"}, "unknown IMAGE; known: NAME, IMAGES, LABELS, CLASSES, COLORS, IGNORE, LABEL_MAP"),
+        (
+            {"IMAGE": "x"},
+            "unknown IMAGE; known: NAME, IMAGES, LABELS, CLASSES, COLORS, IGNORE, LABEL_MAP, LABEL_C",
+        ),
         ({"LABELS": None}, "LABELS is None; it is a text"),
         ({"NAME": ""}, "NAME is ''; it is a text"),
     ],
@@ -160,3 +166,18 @@ def test_bad_config_entries_say_where_and_what(change: dict[str, Any], message: 
         register_from_config_list([{"NAME": NAME, "IMAGES": "i"}])
     with pytest.raises(UserError, match=r"^DATASETS\.FOLDERS\[0\] is 'x'; it is a mapping"):
         register_from_config_list(["x"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "colors", [[[0, 0, 255], [255, 0, 0]], {"#0000ff": 0, "#ff0000": 1}, {(0, 0, 255): 0, (255, 0, 0): 1}]
+)
+def test_label_maps_may_be_pictures_in_colour(colors: Any, folders: tuple[Path, Path]) -> None:
+    for stem in ("a", "b"):
+        picture = Image.new("RGB", (8, 6), (0, 0, 255))
+        picture.putpixel((2, 3), (255, 0, 0))
+        picture.save(folders[1] / f"{stem}.png")
+    images, labels = map(str, folders)
+    entry = {"NAME": NAME, "IMAGES": images, "LABELS": labels, "CLASSES": CLASSES, "LABEL_COLORS": colors}
+    register_from_config_list([entry])
+    label = read_record_label(DatasetCatalog.get(NAME)[0], num_classes=2, ignore=255)
+    assert label.sum() == 1 and label[3, 2] == 1

@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog
 from seg_ext.cli import data as cli
 from seg_ext.data.datasets import register_all
 from seg_ext.data.label_io import read_image, read_label
-from seg_ext.data.prepare import nuclei
+from seg_ext.data.prepare import PREPARE, nuclei
 from seg_ext.errors import UserError
 
 Files = dict[str, np.ndarray]
@@ -206,7 +206,7 @@ def test_the_root_of_the_environment_is_the_default(
     assert (tmp_path / "here/nuclei/prepared.json").is_file()
 
 
-@pytest.mark.parametrize(("name", "hint"), [("nucleii", "did you mean nuclei?"), ("coco", "known: nuclei")])
+@pytest.mark.parametrize(("name", "hint"), [("nucleii", "did you mean nuclei?"), ("x", f"known: {', '.join(PREPARE)}")])
 def test_an_unknown_name_is_answered_with_the_known_ones(name: str, hint: str) -> None:
     with pytest.raises(UserError) as error:
         cli.run(parsed("prepare", name))
@@ -217,3 +217,8 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/nuclei cannot be made: .*--root"):
         nuclei.prepare(tmp_path / "file")
+
+
+def test_an_option_of_another_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--tile is no option of data set nuclei$"):
+        cli.run(parsed("prepare", "nuclei", "--root", str(tmp_path), "--tile", "3"))

@@ -1,0 +1,126 @@
+"""PASCAL VOC 2012: the augmented training set from the Semantic Boundaries Dataset, and instances as COCO has them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from seg_ext.data.datasets.voc import CLASSES
+from seg_ext.data.label_io import read_label, write_label
+from seg_ext.data.prepare.archive import opened
+from seg_ext.data.prepare.instances import Annotations, annotate, coco_instances
+from seg_ext.data.prepare.outputs import Writer, count_files, make, write, write_json
+from seg_ext.data.prepare.report import Report
+from seg_ext.errors import UserError
+
+VOID = 255
+WANTED_VOC = "unpack VOCtrainval_11-May-2012.tar of host.robots.ox.ac.uk/pascal/VOC/voc2012 and move its VOC2012 there"
+WANTED_SBD = (
+    "give --source DIR, the folder or archive benchmark_RELEASE (dataset/cls/NAME.mat, dataset/{train,val}.txt) of the"
+    " Semantic Boundaries Dataset"
+)
+
+
+def prepare(root: Path, source: Path | None = None) -> Report:
+    """Add to ``root/VOC2012`` what the official archive lacks; nothing that is there is changed.
+
+    With a source, ``SegmentationClassAug/`` and ``ImageSets/Segmentation/trainaug.txt``: VOC's training images with
+    VOC's own labels, and the source's others less VOC's validation images. From ``SegmentationObject/``, where it is
+    there, ``instances_{train,val}.json``: an object's category is the class of most of its pixels.
+
+    Args:
+        root: folder of all data sets.
+        source: folder or archive benchmark_RELEASE; None for the instances alone.
+
+    Raises:
+        UserError: VOC2012 is not there, nothing is to be made, or a file that cannot be read.
+    """
+    place = root / "VOC2012"
+    lists = place / "ImageSets" / "Segmentation"
+    if not (lists / "train.txt").is_file() or not (lists / "val.txt").is_file():
+        raise UserError(f"{lists}/train.txt or val.txt not found: {WANTED_VOC}")
+    has_objects = (place / "SegmentationObject").is_dir()
+    if source is None and not has_objects:
+        raise UserError(f"{place / 'SegmentationObject'} not found ({WANTED_VOC}), and no source: {WANTED_SBD}")
+    written, lines = 0, []
+    if source is not None:
+        written += _augment(place, source)
+        lines.append(f"voc_sem_seg_trainaug: {len(_names(lists / 'trainaug.txt'))} images")
+    for split in ("train", "val") if has_objects else ():
+        file = place / f"instances_{split}.json"
+        if not file.exists():
+            images = (_image(place, name) for name in _names(lists / f"{split}.txt"))
+            write_json(file, coco_instances(images, CLASSES[1:]))
+            written += 1
+        lines.append(f"voc_instances_{split}: {len(_names(lists / f'{split}.txt'))} images")
+    return Report(place, written > 0, lines)
+
+
+def _names(file: Path) -> list[str]:
+    return file.read_text().split()
+
+
+def _augment(place: Path, source: Path) -> int:
+    """Write the labels and the list; the number of files written."""
+    lists = place / "ImageSets" / "Segmentation"
+    folder, own = place / "SegmentationClassAug", set(_names(lists / "train.txt"))
+    if (lists / "trainaug.txt").exists() and count_files(folder) >= len(_names(lists / "trainaug.txt")):
+        return 0
+    with opened(source, place) as unpacked:
+        found = sorted(unpacked.rglob("dataset/cls")) or [unpacked / "cls"]
+        base = found[0].parent
+        if not (base / "train.txt").is_file() or not (base / "val.txt").is_file():
+            raise UserError(f"{source} holds no dataset/cls beside train.txt and val.txt: {WANTED_SBD}")
+        theirs = {name for split in ("train", "val") for name in _names(base / f"{split}.txt")}
+        names = sorted((own | theirs) - set(_names(lists / "val.txt")))
+        outputs: dict[Path, Writer] = {
+            folder / f"{name}.png": partial(_copy_label, place / "SegmentationClass" / f"{name}.png")
+            if name in own
+            else partial(_write_mat, base / "cls" / f"{name}.mat")
+            for name in names
+        }
+        written = make(outputs, "voc trainaug", alone=False)
+    write(lists / "trainaug.txt", lambda path: path.write_text("".join(f"{name}\n" for name in names)))
+    return written + 1
+
+
+def _copy_label(label: Path, path: Path) -> None:
+    write_label(path, read_label(label, num_classes=len(CLASSES)))
+
+
+def _write_mat(mat: Path, path: Path) -> None:
+    try:
+        labels = np.asarray(loadmat(mat, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, MatReadError) as error:
+        raise UserError(f"{mat}: no GTcls.Segmentation: {error or type(error).__name__}") from error
+    if labels.ndim != 2 or not np.isin(labels, [*range(len(CLASSES)), VOID]).all():
+        raise UserError(f"{mat}: holds ids other than 0..{len(CLASSES) - 1} and {VOID}")
+    write_label(path, labels)
+
+
+def _image(place: Path, name: str) -> tuple[dict[str, Any], Annotations]:
+    classes, objects = (
+        read_label(place / folder / f"{name}.png") for folder in ("SegmentationClass", "SegmentationObject")
+    )
+    if classes.shape != objects.shape:
+        raise UserError(f"{place}: {name}.png of SegmentationClass and SegmentationObject differ in size")
+    height, width = classes.shape
+    ids = np.where(objects == VOID, 0, objects)
+    annotations = annotate(ids, _categories(name, ids, classes))
+    return {"file_name": f"{name}.jpg", "height": height, "width": width}, annotations
+
+
+def _categories(name: str, ids: NDArray[np.integer], classes: NDArray[np.integer]) -> dict[int, int]:
+    """Object id -> its most frequent class."""
+    counts = np.bincount((ids * 256 + classes).ravel(), minlength=256 * (int(ids.max(initial=0)) + 1)).reshape(-1, 256)
+    best = counts[:, 1 : len(CLASSES)].argmax(axis=1) + 1
+    unclear = [i for i in np.unique(ids).tolist() if i and not counts[i, best[i]]]
+    if unclear:
+        raise UserError(f"SegmentationObject/{name}.png: object {unclear[0]} lies on no class of SegmentationClass")
+    return dict(enumerate(best.tolist()))
