@@ -36,7 +36,7 @@ test: $(STAMP) ## all tests but the slow ones
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP) ## the tests at full size
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
 
 latest: ## test with the newest packages in .venv-latest and list what differs from constraints.txt
 	rm -rf .venv-latest

@@ -28,7 +28,8 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
 
     resnets = cfg.MODEL.RESNETS
     resnets.OUTPUT_STRIDE = 32  # 8, 16 or 32: later strides become dilations
-    resnets.MULTI_GRID = [1, 1, 1]  # factors on the dilation of the units of res5
+    resnets.MULTI_GRID = [1, 1, 1]  # factors on the dilation of the units of res5 and of its copies
+    resnets.CASCADE = 0  # copies of res5 after it, up to 3: res6, res7, res8
     resnets.FIRST_DILATION = "own"  # rate of a dilated stage's first unit: its "own", or the "previous" stage's
     resnets.DEEP_STEM = False  # three 3x3 convolutions in place of the 7x7
 
@@ -64,6 +65,8 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
 
     cfg.DATASETS.FOLDERS = []  # data sets from folders: [{NAME, IMAGES, LABELS, CLASSES, IGNORE, LABEL_MAP}]
     cfg.INPUT.AUGMENTATIONS = []  # [{NAME: ..., arguments}]; empty: detectron2's own from INPUT.*
+    cfg.INPUT.AUGMENTATIONS_TEST = []  # Resize or ResizeShortestEdge; empty: the latter from INPUT.M*_SIZE_TEST
+    cfg.INPUT.TARGETS = []  # [{NAME: ..., arguments}] of seg_ext.data.targets.TARGETS: what losses want beside labels
     cfg.SOLVER.OPTIMIZER = "SGD"  # SGD, ADAM or ADAMW
     cfg.SOLVER.POLY_LR_POWER = 0.9  # exponent of LR_SCHEDULER_NAME WarmupPolyLR
     cfg.TEST.GALLERY = 0  # pictures in the gallery of an evaluation, worst first; 0 for none

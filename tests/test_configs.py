@@ -16,12 +16,22 @@ PARAMETERS = {
     "camvid/segnet_basic.yaml": 1_416_075,
     "camvid/segnet_vgg16.yaml": 29_449_355,
     "camvid/unet_R_18_cpu.yaml": 12_689_579,
+    "dsb2018/unet3p.yaml": 26_971_777,
+    "dsb2018/unet3p_cgm.yaml": 26_991_687,
+    "dsb2018/unet3p_deepsup.yaml": 26_989_637,
+    "dsb2018/unetpp.yaml": 9_042_177,
+    "dsb2018/unetpp_deepsup.yaml": 9_042_276,
+    "isbi2012/unet.yaml": 31_030_658,
+    "nerve/unet_dice.yaml": 7_759_521,
     "nuclei/panoptic_unet_R_18_FPN.yaml": 15_280_952,
+    "potsdam/fcn_sum_R_50.yaml": 23_508_032 + 6 * (512 + 1024 + 2048 + 3),
     "voc/deeplabv1_vgg16_largefov.yaml": 20_505_429,
     "voc/deeplabv2_R_101.yaml": 44_048_532,
     "voc/deeplabv2_vgg16_aspp.yaml": 37_877_652,
     "voc/deeplabv3_R_101.yaml": 58_040_661,
     "voc/deeplabv3_R_101_d8.yaml": 58_040_661,
+    # ResNet-101 without fc, nine more units (two 1x1, one 3x3, three norms) and the score layer
+    "voc/deeplabv3_cascade_R_101.yaml": 42_500_160 + 9 * (2 * 2048 * 512 + 9 * 512**2 + 2 * 3072) + 2049 * 21,
     "voc/deeplabv3plus_R_101.yaml": 59_344_309,
     "voc/deeplabv3plus_R_101_separable.yaml": 45_688_261,
     "voc/deeplabv3plus_xception65.yaml": 41_055_413,
@@ -35,6 +45,7 @@ PARAMETERS = {
     "voc/pspnet_R_101.yaml": 68_073_706,
     "voc/pspnet_R_50.yaml": 49_081_578,
     "voc/refinenet_R_101.yaml": 118_052_437,
+    "voc/semantic_fpn_R_50.yaml": 26_799_296 + 53_120 + 1_630_774 - 33 * 129,  # BN's affine values; 21 classes, not 54
 }
 
 

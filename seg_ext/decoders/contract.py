@@ -54,8 +54,9 @@ def check_dropout(decoder: str, dropout: float) -> None:
 
 def check_sizes(decoder: str, name: str, values: Sequence[int]) -> None:
     """Raise unless every value of the argument `name` (rates, bins, channels) is an integer of at least 1."""
-    if any(not isinstance(value, int) or value < 1 for value in values):
-        raise ValueError(f"{decoder} takes {name} of integers >= 1, not {list(values)}")
+    if not isinstance(values, Sequence) or any(not isinstance(value, int) or value < 1 for value in values):
+        given = list(values) if isinstance(values, Sequence) else values
+        raise ValueError(f"{decoder} takes {name} of integers >= 1, not {given}")
 
 
 def auxiliary_feature(decoder: str, in_features: dict[str, FeatureSpec], aux: str | bool | None) -> str | None:

@@ -37,11 +37,11 @@ class ASPP(nn.Module):
             dropout: probability after the projection (0.1 in the released DeepLab code, 0.5 in torchvision's).
 
         Raises:
-            ValueError: a rate below 1; in forward, image pooling under training BatchNorm at batch 1.
+            ValueError: no rate, or one below 1; in forward, image pooling under training BatchNorm at batch 1.
         """
         super().__init__()
-        if any(rate < 1 for rate in rates):
-            raise ValueError(f"ASPP takes rates >= 1, not {list(rates)}")
+        if not rates or any(rate < 1 for rate in rates):
+            raise ValueError(f"ASPP takes one or more rates >= 1, not {list(rates)}")
         self.point = ConvNormAct(in_channels, channels, kernel_size=1, norm=norm)
         self.atrous = nn.ModuleList(conv(in_channels, channels, dilation=rate, norm=norm) for rate in rates)
         self.image = ConvNormAct(in_channels, channels, kernel_size=1, norm=norm) if image_pooling else None

@@ -109,7 +109,7 @@ class PanopticSegmentor(nn.Module):
 
         Args:
             batched_inputs: per image ``image`` (C, H, W); ``height``, ``width`` of the output; in training
-                ``sem_seg`` (H, W) and ``instances``.
+                ``sem_seg`` (H, W), ``sem_seg_weight`` (H, W) and ``instances``.
 
         Returns:
             In inference per image: ``sem_seg`` (K, height, width) scores, ``instances``, and with both heads
@@ -139,8 +139,11 @@ class PanopticSegmentor(nn.Module):
             padding_constraints=self.backbone.padding_constraints,
         )
 
-    def _targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor | None:
-        """(N, H, W) ids, all ignored for an image without a label map; None when no image has one."""
+    def _targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor | Mapping[str, Tensor] | None:
+        """(N, H, W) ids, all ignored for an image without a label map; None when no image has one.
+
+        With weights of the pixels in any of the inputs a dict: "sem_seg", the ids, and "weight" (N, H, W).
+        """
         if not any("sem_seg" in x for x in batched_inputs):
             return None
         ignore = self.sem_seg_head.ignore_value
@@ -150,7 +153,14 @@ class PanopticSegmentor(nn.Module):
             else torch.full(size, ignore, dtype=torch.long, device=self.device)
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        return self._batch(targets, ignore).tensor
+        ids = self._batch(targets, ignore).tensor
+        if not any("sem_seg_weight" in x for x in batched_inputs):
+            return ids
+        weights = [
+            x["sem_seg_weight"].to(self.device) if "sem_seg_weight" in x else torch.ones(size, device=self.device)
+            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        return {"sem_seg": ids, "weight": self._batch(weights, 0.0).tensor}
 
     def _instance_losses(
         self, images: ImageList, features: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -67,29 +68,34 @@ class SegHead(nn.Module):
     def from_config(cls, cfg, input_shape: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the constructor from MODEL.SEM_SEG_HEAD and the backbone's ``output_shape()``."""
         head = cfg.MODEL.SEM_SEG_HEAD
+        decoder = build_decoder(
+            head.DECODER.NAME,
+            select_features(input_shape, head.IN_FEATURES),
+            head.NUM_CLASSES,
+            norm=norm_layer(head.NORM),
+            args=dict(head.DECODER.ARGS),
+        )
+        losses = build_losses(head.LOSSES, head.NUM_CLASSES)
+        weighted = any(entry.get("NAME") == "border_weight" for entry in cfg.INPUT.TARGETS)
+        if any(name == "border_weighted_cross_entropy" for name, _, _ in losses) and not weighted:
+            raise UserError(f"{_HEAD}.LOSSES border_weighted_cross_entropy: needs border_weight in INPUT.TARGETS")
         return {
-            "decoder": build_decoder(
-                head.DECODER.NAME,
-                select_features(input_shape, head.IN_FEATURES),
-                head.NUM_CLASSES,
-                norm=norm_layer(head.NORM),
-                args=dict(head.DECODER.ARGS),
-            ),
+            "decoder": decoder,
             "in_features": head.IN_FEATURES,
-            "losses": build_losses(head.LOSSES),
+            "losses": losses,
             "ignore_value": head.IGNORE_VALUE,
             "aux_weight": head.AUX_WEIGHT,
             "loss_weight": head.LOSS_WEIGHT,
         }
 
     def forward(
-        self, features: Mapping[str, Tensor], targets: Tensor | None = None
+        self, features: Mapping[str, Tensor], targets: Tensor | Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """detectron2's protocol.
 
         Args:
             features: maps by name, the backbone's.
-            targets: (N, H, W) ids, in training.
+            targets: in training, as :meth:`losses` takes them.
 
         Returns:
             ``(None, losses)`` in training, ``(scores (N, K, H, W), {})`` in inference; K >= 2, the softmax of the
@@ -111,19 +117,25 @@ class SegHead(nn.Module):
         scores = self._to_size(scores, (height, width))
         return (torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores), {}
 
-    def losses(self, outputs: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+    def losses(self, outputs: Mapping[str, Tensor], targets: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every configured loss of every output it is for, weighted.
 
         Args:
             outputs: the decoder's: (N, K, h, w) scores, of which those beside "logits" count AUX_WEIGHT, and
                 image-level "image_*", which go to the losses of IMAGE_LOSSES alone.
-            targets: (N, H, W) ids. Where the logits lie inside the image, so that they cover less of it, they are
-                compared with the part they cover.
+            targets: (N, H, W) ids, or these as "sem_seg" beside further targets by name, of which "weight", (N, H, W),
+                goes to the losses that declare it. Where the logits lie inside the image, so that they cover less of
+                it, they are compared with the part they cover.
+
+        Raises:
+            UserError: an output without a loss, or a loss that lacks its weights.
         """
+        named = dict(targets) if isinstance(targets, Mapping) else {"sem_seg": targets}
         inset = -min(self._shift or 0, 0)
         if inset:
             height, width = outputs["logits"].shape[-2:]
-            targets = targets[:, inset : inset + height, inset : inset + width]
+            named = {key: x[..., inset : inset + height, inset : inset + width] for key, x in named.items()}
+        target = named["sem_seg"]
         losses = {}
         for output, x in outputs.items():
             of_image = output.startswith("image_")
@@ -132,12 +144,16 @@ class SegHead(nn.Module):
                 known = ", ".join(IMAGE_LOSSES if of_image else LOSSES)
                 raise UserError(f"{_HEAD}.LOSSES has none for the decoder's output {output!r}: add one of {known}")
             if not of_image and not inset:
-                x = self._to_size(x, targets.shape[-2:])
+                x = self._to_size(x, target.shape[-2:])
             scale = self._loss_weight * (1.0 if output == "logits" or of_image else self._aux_weight)
             for name, weight, function in matching:
                 key = "loss_sem_seg" + (f"_{name}" if len(self._losses) > 1 else "")
                 key += "" if output == "logits" else f"_{output}"
-                losses[key] = scale * weight * function(x, targets, ignore=self.ignore_value)
+                extra = {"weight": named["weight"]} if "weight" in named and _takes_weight(function) else {}
+                try:
+                    losses[key] = scale * weight * function(x, target, ignore=self.ignore_value, **extra)
+                except ValueError as error:
+                    raise UserError(f"{_HEAD}.LOSSES {name}: {error}") from error
         return losses
 
     @property
@@ -213,27 +229,49 @@ def find_decoder(name: str) -> type[nn.Module]:
     return found
 
 
-def build_losses(entries: Sequence[Mapping[str, Any]]) -> list[WeightedLoss]:
-    """(name, weight, function) of every entry ``{NAME, WEIGHT, arguments}`` of a LOSSES list.
+def build_losses(entries: Sequence[Mapping[str, Any]], num_classes: int) -> list[WeightedLoss]:
+    """(name, weight, function) of every entry ``{NAME, WEIGHT, arguments}`` of a LOSSES list, each called once.
 
     Raises:
-        UserError: an unknown loss, an argument it does not take, a weight that is no number >= 0.
+        UserError: an unknown loss or one that is there twice, an argument it does not take or refuses for as many
+            classes, a weight that is no number >= 0.
     """
     losses: list[WeightedLoss] = []
+    known = {**LOSSES, **IMAGE_LOSSES}
     for entry in entries:
-        name = entry.get("NAME") if isinstance(entry, Mapping) else None
-        known = {**LOSSES, **IMAGE_LOSSES}
+        name = str(entry.get("NAME")) if isinstance(entry, Mapping) else ""
         if name not in known:
-            raise UserError(f"{_HEAD}.LOSSES {entry!r}: NAME takes one of {', '.join(known)}")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{_HEAD}.LOSSES {entry!r}: NAME takes one of {', '.join(known)}{hint}")
+        if any(name == other for other, _, _ in losses):
+            raise UserError(f"{_HEAD}.LOSSES has {name} twice; takes each loss once")
         weight = entry.get("WEIGHT", 1.0)
-        if not isinstance(weight, (int, float)) or weight < 0:
+        if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < math.inf:
             raise UserError(f"{_HEAD}.LOSSES {name}: WEIGHT {weight!r} takes a number >= 0")
         args = {key: value for key, value in entry.items() if key not in ("NAME", "WEIGHT")}
-        check_arguments(f"{_HEAD}.LOSSES {name}", known[name], args, {"logits", "target", "ignore"})
-        losses.append((name, float(weight), partial(known[name], **args)))
+        check_arguments(f"{_HEAD}.LOSSES {name}", known[name], args, {"logits", "target", "ignore", "weight"})
+        function = partial(known[name], **args)
+        _try(name, function, num_classes)
+        losses.append((name, float(weight), function))
     if all(name in IMAGE_LOSSES for name, _, _ in losses):
         raise UserError(f"{_HEAD}.LOSSES has none for the label map: takes at least one of {', '.join(LOSSES)}")
     return losses
+
+
+def _try(name: str, function: Callable[..., Tensor], num_classes: int) -> None:
+    """Call a loss on a few zeros, so that it refuses its arguments before the training."""
+    shape = (1, 2, 1, 1) if name in IMAGE_LOSSES else (1, num_classes, 2, 2)
+    extra = {"weight": torch.ones(1, 2, 2, device="cpu")} if _takes_weight(function) else {}
+    target = torch.zeros(1, 2, 2, dtype=torch.long, device="cpu")
+    try:
+        function(torch.zeros(shape, device="cpu"), target, ignore=255, **extra)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{_HEAD}.LOSSES {name}: {error}") from error
+
+
+def _takes_weight(function: Callable[..., Any]) -> bool:
+    return "weight" in inspect.signature(function).parameters
 
 
 def check_arguments(where: str, function: Callable[..., Any], args: Mapping[str, Any], reserved: set[str]) -> None:

@@ -345,6 +345,7 @@ WRONG = [  # name, features, arguments, what the message says
     ("deeplabv2", RES, {"rates": [6, 0]}, r"DeepLabV2 takes rates of integers >= 1, not \[6, 0\]"),
     ("deeplabv2", RES, {"hidden": 0}, r"DeepLabV2 takes hidden of integers >= 1, not \[0\]"),
     ("deeplabv2", RES, {"dropout": 1}, "DeepLabV2 takes 0 <= dropout < 1"),
+    ("deeplabv3", RES, {"rates": 6}, "DeepLabV3 takes rates of integers >= 1, not 6"),
     ("deeplabv3", RES, {"rates": [0]}, r"DeepLabV3 takes rates of integers >= 1, not \[0\]"),
     ("deeplabv3", RES, {"aux": "res5"}, r"of \['res2', 'res3', 'res4'\], not 'res5'"),
     ("deeplabv3", RES, {"channels": 0}, "DeepLabV3 takes channels of integers >= 1"),

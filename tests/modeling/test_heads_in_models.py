@@ -1,5 +1,6 @@
 """Every decoder, through SegHead, trains a step and infers in detectron2's models and in ours."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,14 +135,31 @@ def test_aux_losses_are_scaled_and_go_at_inference() -> None:
     assert aux and all(losses[name].item() == 0 for name in aux) and losses["loss_sem_seg"].item() > 0
 
 
-def test_one_class_leaves_as_two_scores_whose_softmax_is_the_sigmoid() -> None:
-    model = build_model(config("unet", "SemanticSegmentor", NUM_CLASSES=1))
-    batch = sample()
+@pytest.mark.parametrize("meta_arch", ["SemanticSegmentor", "PanopticFPN", "PanopticSegmentor"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_one_class_leaves_as_two_scores_whose_softmax_is_the_sigmoid(decoder: str, meta_arch: str) -> None:
+    model = build_model(config(decoder, meta_arch, NUM_CLASSES=1))
+    batch = sample(64, 64)
     batch["sem_seg"] %= 2
-    step(model, [batch])
+    losses = step(model, [batch])
+    assert all(loss.isfinite() for loss in losses.values())
     with torch.no_grad():
         scores = model.eval()([batch])[0]["sem_seg"]
-    assert scores.shape == (2, 100, 90) and scores[0].eq(0).all()
+    assert scores.shape == (2, 64, 64) and scores[0].eq(0).all()
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_model_comes_back_from_a_file_whole(decoder: str, tmp_path: Path) -> None:
+    saved, fresh = (build_model(config(decoder, "SemanticSegmentor")).eval() for _ in range(2))
+    for parameter in saved.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)  # not what any initialisation gives
+    torch.save(saved.state_dict(), tmp_path / "model.pth")
+    inputs = [sample(64, 64)]
+    with torch.no_grad():
+        expected = saved(inputs)[0]["sem_seg"]
+        assert not torch.allclose(fresh(inputs)[0]["sem_seg"], expected)
+        fresh.load_state_dict(torch.load(tmp_path / "model.pth", weights_only=True), strict=True)
+        assert torch.equal(fresh(inputs)[0]["sem_seg"], expected)
 
 
 @pytest.mark.parametrize(
