@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,20 @@ def _captions() -> dict[str, Callable[[], dict[str, str]]]:
 
     backbones = {name: build for name, build in BACKBONE_REGISTRY if name.startswith("build_seg_ext")}
     return {
-        "decoders": lambda: {name: _summary(sys.modules[entry.__module__]) for name, entry in DECODERS.items()},
+        "decoders": lambda: _by_module(DECODERS),
         "backbones": lambda: _summaries(backbones),
-        "losses": lambda: {name: _summary(sys.modules[f.__module__]) for name, f in {**LOSSES, **IMAGE_LOSSES}.items()},
+        "losses": lambda: _by_module({**LOSSES, **IMAGE_LOSSES}),
         "augmentations": lambda: _summaries(AUGMENTATIONS),
         "datasets": _datasets,
         "configs": _configs,
     }
+
+
+def _by_module(table: Mapping[str, Any]) -> dict[str, str]:
+    """A module's caption names paper and year; where entries share one, each has its own docstring's."""
+    entries = Counter(entry.__module__ for entry in table.values())
+    shared = {name for name, entry in table.items() if entries[entry.__module__] > 1}
+    return {n: _summary(entry if n in shared else sys.modules[entry.__module__]) for n, entry in table.items()}
 
 
 def _summaries(table: Mapping[str, Any]) -> dict[str, str]:

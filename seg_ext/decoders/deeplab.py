@@ -21,7 +21,7 @@ def dilated_score(in_channels: int, num_classes: int, rate: int) -> nn.Conv2d:
 
 
 class DeepLabV1(nn.Module):
-    """Score the deepest feature, joined with two-layer heads on every shallower one (MSc, v1 section 4.3).
+    """DeepLab v1: score the deepest feature, joined with two-layer heads on every shallower one (MSc, section 4.3).
 
     On fc7 alone it is LargeFOV, or the 7x7 and 4x4 variants: fc6, fc7 and their dropout belong to the encoder. On the
     image, pool1 to pool4 and fc7 it is MSc, whose concatenation and one score layer equal a sum of scores.
@@ -76,7 +76,7 @@ class DeepLabV1(nn.Module):
 
 
 class DeepLabV2(nn.Module):
-    """Sum of class scores over 3x3 convolutions at several rates, on the deepest feature (v2 section 3.2)."""
+    """DeepLab v2: sum of class scores over 3x3 convolutions at several rates on the deepest feature (section 3.2)."""
 
     def __init__(
         self,

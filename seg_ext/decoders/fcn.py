@@ -13,7 +13,7 @@ from .contract import auxiliary_feature, check_dropout, check_features
 
 
 class FCN(nn.Module):
-    """Score every feature, then from the deepest up: upsample, crop to where both maps lie, add (section 4.2).
+    """FCN-32s, -16s, -8s: score every feature, then from the deepest up: upsample, crop, add (2015, section 4.2).
 
     One, two and three features make FCN-32s, -16s and -8s. A map is placed by its FeatureSpec: upsampling by a
     transposed convolution without padding moves its grid half a cell outwards, and two maps meet on the cells that both
@@ -111,7 +111,7 @@ class FCN(nn.Module):
 
 
 class FCNSum(nn.Module):
-    """The sum of 1x1 scores of every feature, each resized bilinearly to the shallowest: no learned kernels."""
+    """Sum of 1x1 scores of every feature, each resized bilinearly to the shallowest: no learned kernels."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class FCNSum(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """3x3 convolution to a quarter of the channels, norm, ReLU, dropout, 1x1, on the deepest feature (torchvision)."""
+    """torchvision's FCN head: 3x3 convolution to a quarter of the channels, norm, ReLU, dropout, 1x1."""
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ class Unpooling(nn.Module):
 
 
 class SegNet(Unpooling):
-    """The mirror of VGG's convolutions, 3x3 with bias, norm and ReLU; the last one scores (section 3).
+    """SegNet: the mirror of VGG's convolutions, with norm and ReLU; the last one scores (2017, section 3).
 
     With `dropout` 0.5 and as much after the encoder's pools 3, 4 and 5 it is Bayesian SegNet.
     """
@@ -122,7 +122,7 @@ class SegNet(Unpooling):
 
 
 class SegNetBasic(Unpooling):
-    """One 7x7 convolution with norm, without ReLU, after every unpooling, then a 1x1 classifier (section 4.1).
+    """SegNet-Basic: a 7x7 convolution with norm after every unpooling, then a 1x1 classifier (section 4.1).
 
     On four poolings of 64 channels it is the paper's; its encoder has 7x7 convolutions with norm and ReLU.
     """

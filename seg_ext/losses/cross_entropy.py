@@ -23,7 +23,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """Reduce ``-w log p_y`` over the pixels that are not ignored; ``w`` is the product of the weights given.
+    """Cross-entropy ``-w log p_y`` of the pixels that are not ignored; ``w`` is the product of the weights given.
 
     Args:
         logits: (N, K, H, W); K = 1 is a binary problem with one sigmoid channel.

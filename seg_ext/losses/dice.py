@@ -19,7 +19,7 @@ def dice(
     classes: str = "all",
     per_image: bool = False,
 ) -> Tensor:
-    """Mean over the classes of ``1 - (2 sum p g + smooth) / (sum p + sum g + smooth)``; g is 1 where the class is.
+    """Dice: mean over the classes of ``1 - (2 sum p g + smooth) / (sum p + sum g + smooth)``, g being 0 or 1.
 
     U-Net++'s ``0.5 BCE - Dice`` (Zhou et al., 2018, eq. 3) is cross_entropy of weight 0.5 and this one, less 1.
 
@@ -48,7 +48,7 @@ def dice(
 
 
 def generalised_dice(logits: Tensor, target: Tensor, *, ignore: int, per_image: bool = True) -> Tensor:
-    """``1 - 2 sum_c w_c sum p g / sum_c w_c (sum p + sum g)`` with ``w_c = 1 / (sum g)^2``.
+    """Generalised Dice: ``1 - 2 sum_c w_c sum p g / sum_c w_c (sum p + sum g)`` with ``w_c = 1 / (sum g)^2``.
 
     The background counts, of one channel too. A class that is absent, whose weight would be infinite, weighs nothing.
 

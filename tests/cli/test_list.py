@@ -4,6 +4,7 @@ import pytest
 
 from seg_ext.cli.main import main
 from seg_ext.decoders import DECODERS
+from seg_ext.losses import LOSSES
 
 
 def test_all_kinds_are_listed_with_a_caption(capsys: pytest.CaptureFixture[str]) -> None:
@@ -13,6 +14,8 @@ def test_all_kinds_are_listed_with_a_caption(capsys: pytest.CaptureFixture[str])
     names = {*DECODERS, "build_seg_ext_vgg_backbone", "cross_entropy", "presence", "RandomScaleCrop"}
     assert names | {"camvid_train", "voc/fcn8s_vgg16.yaml"} <= set(rows)
     assert all(rows[name] for name in (*names, "voc/fcn8s_vgg16.yaml"))
+    captions = [" ".join(rows[name]) for name in (*DECODERS, *LOSSES)]
+    assert len(set(captions)) == len(captions)
 
 
 def test_one_kind_alone(capsys: pytest.CaptureFixture[str]) -> None:
