@@ -118,8 +118,7 @@ class UNet3Plus(nn.Module):
         supervised = zip(self.names, widths if deep_supervision else widths[:1], strict=False)
         self.heads = nn.ModuleDict({name: conv(width, num_classes) for name, width in supervised})
         self.cgm = nn.Sequential(nn.Dropout(dropout), conv(widths[-1], 2, kernel_size=1)) if cgm else None
-        foreground = torch.arange(num_classes) > 0 if num_classes > 1 else torch.ones(1, dtype=torch.bool)
-        self.register_buffer("foreground", foreground[:, None, None], persistent=False)  # (K, 1, 1)
+        self.background = int(num_classes > 1)  # channels before the foreground's
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: (N, C, h, w)} -> "logits" (N, K, h, w) at the shallowest's size.
@@ -139,4 +138,5 @@ class UNet3Plus(nn.Module):
         present = image.argmax(1, keepdim=True) == 1  # (N, 1, 1, 1)
         if self.training:
             return {**{name: x * present for name, x in out.items()}, "image_cgm": image}
-        return {"logits": logits.masked_fill(~present & self.foreground, ABSENT)}
+        background, foreground = logits[:, : self.background], logits[:, self.background :]
+        return {"logits": torch.cat((background, foreground.masked_fill(~present, ABSENT)), dim=1)}
