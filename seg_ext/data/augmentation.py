@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.data import transforms as T
 from numpy.typing import NDArray
 
+from seg_ext.data.external import AlbumentationsAdapter
 from seg_ext.data.transforms import QuarterTurns, WindowTransform
 from seg_ext.data.warps import ElasticDeformation, RandomRotation
 from seg_ext.errors import UserError
@@ -30,6 +32,7 @@ class RandomScaleCrop(T.Augmentation):
         size: Sequence[int],
         scale: Range = (1.0, 1.0),
         *,
+        aspect: Range = (1.0, 1.0),
         fit: bool = False,
         cat_max_ratio: float = 1.0,
         pad_value: float | Sequence[float] = 0,
@@ -40,6 +43,7 @@ class RandomScaleCrop(T.Augmentation):
         Args:
             size: height and width of the result, pixels.
             scale: least and greatest factor, drawn uniformly.
+            aspect: least and greatest factor of width over height at equal area, drawn log-uniformly.
             fit: factors relative to the one at which the image just fits into ``size`` (large-scale jitter), instead
                 of to the image as stored.
             cat_max_ratio: below 1, draw up to ten windows until no class covers more than this share of the labelled
@@ -49,6 +53,9 @@ class RandomScaleCrop(T.Augmentation):
         """
         _check_size(size)
         _check_range("scale", scale)
+        _check_range("aspect", aspect)
+        if aspect[0] == 0:
+            raise ValueError(f"aspect is {aspect!r}; it is above 0")
         if not 0 < cat_max_ratio <= 1:
             raise ValueError(f"cat_max_ratio is {cat_max_ratio}; it lies in (0, 1]")
         super().__init__()
@@ -64,7 +71,8 @@ class RandomScaleCrop(T.Augmentation):
             )
         source, size = np.array(image.shape[:2]), np.array(self.size)
         factor = np.random.uniform(*self.scale) * ((size / source).min() if self.fit else 1)
-        scaled = np.maximum(np.rint(source * factor), 1).astype(int)
+        wider = np.exp(np.random.uniform(*np.log(self.aspect)) / 2)
+        scaled = np.maximum(np.rint(source * factor * (1 / wider, wider)), 1).astype(int)
         for _ in range(10):
             offset = np.random.randint(np.maximum(scaled - size, 0) + 1)
             window = WindowTransform(
@@ -134,11 +142,11 @@ class RandomRotate90(T.Augmentation):
 
 
 class ColorJitter(T.Augmentation):
-    """Random brightness, contrast, saturation, colour balance and gamma, in this order and in one rounding.
+    """Random brightness, contrast, saturation, hue, colour balance and gamma, in this order and in one rounding.
 
     Grey is the mean of the channels, so that the order of the channels does not matter. Bands that are no colours,
-    more or fewer than three, are changed each by itself, and have no saturation. Float images are not clipped; theirs
-    is the range of values that is there.
+    more or fewer than three, are changed each by itself, and have neither saturation nor hue. Float images are not
+    clipped; theirs is the range of values that is there.
     """
 
     def __init__(
@@ -148,6 +156,7 @@ class ColorJitter(T.Augmentation):
         saturation: Range = (1.0, 1.0),
         balance: Range = (1.0, 1.0),
         gamma: Range = (1.0, 1.0),
+        hue: float = 0.0,
     ) -> None:
         """Set the least and greatest factor of each, drawn uniformly; 1 changes nothing.
 
@@ -157,20 +166,55 @@ class ColorJitter(T.Augmentation):
             saturation: factor of the distance from the pixel's grey.
             balance: factor of each channel by itself.
             gamma: exponent of the values as parts of their range, which is 0..255 in 8 bit images.
+            hue: greatest turn of the colours about the grey axis, degrees, drawn uniformly from both directions.
         """
         super().__init__()
         self._init(locals())
-        for name in inspect.signature(type(self)).parameters:
+        for name in ("brightness", "contrast", "saturation", "balance", "gamma"):
             _check_range(name, getattr(self, name))
+        if not isinstance(hue, int | float) or not 0 <= hue <= 180:
+            raise ValueError(f"hue is {hue!r}; it is the greatest turn in degrees, 0 to 180")
 
     def get_transform(self, image: Array) -> T.ColorTransform:
         """Draw the factors."""
-        if image.shape[2] != 3 and tuple(self.saturation) != (1, 1):
-            raise UserError(f"INPUT.AUGMENTATIONS: ColorJitter's saturation takes 3 channels, not {image.shape[2]}")
+        if image.shape[2] != 3 and (tuple(self.saturation) != (1, 1) or self.hue):
+            raise UserError(
+                f"INPUT.AUGMENTATIONS: ColorJitter's saturation takes 3 channels, not {image.shape[2]}, and so does hue"
+            )
         ranges = np.array([self.brightness, self.contrast, self.saturation, self.gamma])
         factors = np.random.uniform(ranges[:, 0], ranges[:, 1])
         balance = np.random.uniform(self.balance[0], self.balance[1], image.shape[2])
-        return T.ColorTransform(partial(_jitter, factors=factors, balance=balance))
+        turn = np.deg2rad(np.random.uniform(-self.hue, self.hue))
+        return T.ColorTransform(partial(_jitter, factors=factors, balance=balance, turn=turn))
+
+
+class GaussianBlur(T.Augmentation):
+    """Blur by a Gaussian of random width."""
+
+    def __init__(self, sigma: Range = (0.1, 2.0)) -> None:
+        """Set the least and greatest standard deviation, pixels, drawn uniformly."""
+        _check_range("sigma", sigma)
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: Array) -> T.ColorTransform:
+        """Draw a width."""
+        return T.ColorTransform(partial(_blurred, sigma=max(np.random.uniform(*self.sigma), 1e-3)))
+
+
+class GaussianNoise(T.Augmentation):
+    """Add normal noise of random strength to every value by itself."""
+
+    def __init__(self, std: Range = (0.0, 10.0)) -> None:
+        """Set the least and greatest standard deviation, in the image's unit, drawn uniformly."""
+        _check_range("std", std)
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: Array) -> T.ColorTransform:
+        """Draw a strength, and the seed of the noise."""
+        std = np.random.uniform(*self.std)
+        return T.ColorTransform(partial(_noisy, std=std, seed=np.random.randint(1 << 31)))
 
 
 AUGMENTATIONS: dict[str, type[T.Augmentation]] = {
@@ -184,6 +228,9 @@ AUGMENTATIONS: dict[str, type[T.Augmentation]] = {
     "RandomBrightness": T.RandomBrightness,
     "RandomContrast": T.RandomContrast,
     "ColorJitter": ColorJitter,
+    "GaussianBlur": GaussianBlur,
+    "GaussianNoise": GaussianNoise,
+    "Albumentations": AlbumentationsAdapter,
 }
 
 
@@ -197,7 +244,8 @@ def build_augmentations(
     """Build the augmentations that a config lists.
 
     Args:
-        entries: each has NAME, a name of :data:`AUGMENTATIONS`, and the arguments of its constructor.
+        entries: each has NAME, a name of :data:`AUGMENTATIONS`, the arguments of its constructor, and PROBABILITY
+            where it is not always applied.
         ignore: label id of padding.
         pad_value: image value of padding, unless the entry gives one.
         key: of the list in the config, for errors.
@@ -213,15 +261,19 @@ def _build(key: str, entry: Mapping[str, Any], **shared: Any) -> T.Augmentation:
     if name not in AUGMENTATIONS:
         raise UserError(f"{key}: NAME is {name!r}; known: {', '.join(AUGMENTATIONS)}")
     known = inspect.signature(AUGMENTATIONS[name]).parameters
-    given = {argument: value for argument, value in entry.items() if argument != "NAME"}
+    given = {argument: value for argument, value in entry.items() if argument not in ("NAME", "PROBABILITY")}
+    probability = entry.get("PROBABILITY", 1)
+    if not isinstance(probability, int | float) or not 0 <= probability <= 1:
+        raise UserError(f"{key}: {name}: PROBABILITY is {probability!r}; it lies in [0, 1]")
     unknown = [argument for argument in given if argument not in known or argument == "ignore"]
     if unknown:
         listed = ", ".join(argument for argument in known if argument != "ignore") or "none"
         raise UserError(f"{key}: {name} has no argument {', '.join(unknown)}; known: {listed}")
     try:
-        return AUGMENTATIONS[name](**{k: v for k, v in shared.items() if k in known} | given)
+        augmentation = AUGMENTATIONS[name](**{k: v for k, v in shared.items() if k in known} | given)
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"{key}: {name}: {error}") from error
+    return augmentation if probability == 1 else T.RandomApply(augmentation, probability)
 
 
 def _check_size(size: Any) -> None:
@@ -238,7 +290,18 @@ def _numbers(value: Any, kind: Any) -> bool:
     return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(v, kind) for v in value)
 
 
-def _jitter(image: Array, *, factors: Array, balance: Array) -> Array:
+def _blurred(image: Array, *, sigma: float) -> Array:
+    """(H, W, C) -> the same shape and type."""
+    return cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+
+
+def _noisy(image: Array, *, std: float, seed: int) -> Array:
+    """(H, W, C) -> the same shape and type."""
+    noise = np.random.default_rng(seed).standard_normal(image.shape, np.float32) * np.float32(std)
+    return np.rint(image + noise).clip(0, 255).astype(np.uint8) if image.dtype == np.uint8 else image + noise
+
+
+def _jitter(image: Array, *, factors: Array, balance: Array, turn: float = 0.0) -> Array:
     """(H, W, C) -> the same shape and type."""
     brightness, contrast, saturation, gamma = factors.astype(np.float32)
     together = None if image.shape[2] == 3 else (0, 1)
@@ -248,6 +311,10 @@ def _jitter(image: Array, *, factors: Array, balance: Array) -> Array:
     if image.shape[2] == 3:
         grey = x.mean(axis=2, keepdims=True)
         x = grey + (x - grey) * saturation
+    if turn:  # Rodrigues' rotation about (1, 1, 1)
+        across = np.roll(np.eye(3), 1, axis=0) - np.roll(np.eye(3), 1, axis=1)
+        matrix = np.cos(turn) * np.eye(3) + (1 - np.cos(turn)) / 3 + np.sin(turn) / np.sqrt(3) * across
+        x = x @ matrix.T.astype(np.float32)
     x *= balance.astype(np.float32)
     if image.dtype == np.uint8:
         return np.rint(255 * (x / 255).clip(0, 1) ** gamma).astype(np.uint8)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.data.transforms import TransformList
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from numpy.typing import NDArray
 from pycocotools import mask as mask_util
+
+from seg_ext.data.external import PixelMap
 
 Array = NDArray[Any]
 Annotation = Mapping[str, Any]
@@ -36,13 +39,14 @@ def to_instances(
         transforms: as applied to the image.
         source: height and width before the transforms.
         size: height and width after them.
-        masks: "bitmask"; "polygon", which RLE annotations turn into "bitmask" for their image; or "none".
+        masks: "bitmask"; "polygon", which RLE annotations, and transforms that move no coordinates, turn into "bitmask"
+            for their image; or "none".
 
     Returns:
         Fields gt_boxes, gt_classes and gt_masks, also where no instance is left.
 
     Raises:
-        ValueError: a mask whose size is not the image's.
+        ValueError: a mask whose size is not the image's, or a polygon without three corners.
     """
     kept = [a for a in annotations if not a.get("iscrowd", 0)]
     boxes = np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in kept]).reshape(-1, 4)
@@ -56,6 +60,9 @@ def to_instances(
         instances.gt_boxes = Boxes(torch.from_numpy(boxes))
         return instances
     segmentations = [a["segmentation"] for a in kept]
+    _check_polygons(segmentations)
+    if _moves_pixels_alone(transforms):
+        segmentations = [_polygons_to_rle(s, source) if isinstance(s, list) else s for s in segmentations]
     if masks == "polygon" and all(isinstance(s, list) for s in segmentations):
         polygons = [_move_polygons(s, transforms) for s in segmentations]
         instances.gt_masks = PolygonMasks(polygons)
@@ -64,15 +71,46 @@ def to_instances(
     else:
         stack = np.zeros((len(kept), *size), bool)
         for mask, segmentation in zip(stack, segmentations, strict=True):
-            mask[:] = _move_mask(segmentation, transforms, source, size)
+            if isinstance(segmentation, list):
+                _draw(mask, _move_polygons(segmentation, transforms))
+            else:
+                mask[:] = _move_mask(segmentation, transforms, source)
         instances.gt_masks = BitMasks(torch.from_numpy(stack))
-        instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-    return instances[instances.gt_boxes.nonempty()]
+        instances.gt_boxes = Boxes(tight_boxes(stack))
+    left = instances.gt_boxes.nonempty()
+    return instances if left.all() else instances[left]
 
 
-def _move_mask(segmentation: Any, transforms: TransformList, source: tuple[int, int], size: tuple[int, int]) -> Array:
-    if isinstance(segmentation, list):
-        return mask_util.decode(_polygons_to_rle(_move_polygons(segmentation, transforms), size)).view(bool)
+def tight_boxes(masks: Array) -> torch.Tensor:
+    """(N, H, W) bool -> (N, 4) float32 x0, y0, x1, y1, all 0 where a mask is empty."""
+    xywh = np.array([cv2.boundingRect(mask.view(np.uint8)) for mask in masks], np.float32).reshape(-1, 4)
+    return torch.from_numpy(np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]))
+
+
+def _check_polygons(segmentations: Sequence[Any]) -> None:
+    for polygon in (p for s in segmentations if isinstance(s, list) for p in s):
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"a polygon of {len(polygon)} numbers; it has x and y of three corners at least")
+
+
+def _moves_pixels_alone(transforms: Any) -> bool:
+    nested = getattr(transforms, "transforms", ())
+    return isinstance(transforms, PixelMap) or any(_moves_pixels_alone(t) for t in nested)
+
+
+def _draw(mask: Array, polygons: Sequence[Array]) -> None:
+    """Fill (H, W) False with what :func:`_polygons_to_rle` covers, looking at the polygons' surroundings alone."""
+    corners = np.concatenate(polygons).reshape(-1, 2)[:, ::-1]
+    first = np.floor(corners.min(axis=0)).clip(0, mask.shape).astype(int)
+    last = (np.ceil(corners.max(axis=0)) + 1).clip(first, mask.shape).astype(int)
+    if (last > first).all():
+        shift = np.array([first[1], first[0]])
+        near = [(polygon.reshape(-1, 2) - shift).reshape(-1) for polygon in polygons]
+        rle = _polygons_to_rle(near, (int(last[0] - first[0]), int(last[1] - first[1])))
+        mask[first[0] : last[0], first[1] : last[1]] = mask_util.decode(rle)
+
+
+def _move_mask(segmentation: Any, transforms: TransformList, source: tuple[int, int]) -> Array:
     if isinstance(segmentation["counts"], list):
         segmentation = mask_util.frPyObjects(segmentation, *source)
     if tuple(segmentation["size"]) != source:
@@ -85,5 +123,5 @@ def _move_polygons(polygons: Sequence[Any], transforms: TransformList) -> list[A
     return [np.asarray(polygon).reshape(-1) for polygon in moved]
 
 
-def _polygons_to_rle(polygons: Sequence[Array], size: tuple[int, int]) -> dict[str, Any]:
-    return mask_util.merge(mask_util.frPyObjects([p.tolist() for p in polygons], *size))
+def _polygons_to_rle(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
+    return mask_util.merge(mask_util.frPyObjects([np.asarray(p, np.float64).tolist() for p in polygons], *size))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seg_ext.config import has_instances, has_semantics
 from seg_ext.data.augmentation import ResizeShortestEdge, build_augmentations
+from seg_ext.data.copy_paste import CopyPaste, Sample
 from seg_ext.data.image_io import CHANNELS, check_bands, check_format, read_image
 from seg_ext.data.instances import MASK_FORMATS, to_instances
 from seg_ext.data.label_io import read_record_label
@@ -29,7 +30,8 @@ _ANNOTATION_KEYS = {"bbox", "bbox_mode", "category_id"}
 
 
 class SegMapper:
-    """Callable on one record; works in worker processes. Randomness comes from numpy's global generator alone.
+    """Callable on one record; works in worker processes. Randomness comes from numpy's global generator alone, unless
+    an augmentation from outside draws from Python's or torch's.
 
     In training it gives "image", and as far as the record and the config have them "sem_seg" and "instances"; at test
     time only "image": the labels are then neither read nor resized. A record's raw ids and colours become train ids
@@ -49,6 +51,7 @@ class SegMapper:
         ignore: int = 255,
         masks: str | None = None,
         targets: Sequence[Target] = (),
+        copy_paste: CopyPaste | None = None,
     ) -> None:
         """Set what is read and how it is augmented.
 
@@ -61,6 +64,7 @@ class SegMapper:
             ignore: train id that does not count.
             masks: of the instances: "bitmask", "polygon" or "none" for boxes alone; None for no instances.
             targets: made of the stored label map, and moved with it; in training.
+            copy_paste: objects of other records; in training, with masks that are "bitmask".
         """
         if masks not in (None, *MASK_FORMATS):
             raise UserError(f"INPUT.MASK_FORMAT is {masks!r}; it must be bitmask or polygon")
@@ -73,6 +77,9 @@ class SegMapper:
         self.ignore = ignore
         self.masks = masks
         self.targets = tuple(targets)
+        if copy_paste is not None and masks != "bitmask":
+            raise UserError("INPUT.COPY_PASTE needs instances with MODEL.MASK_ON and INPUT.MASK_FORMAT bitmask")
+        self.copy_paste = copy_paste
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
@@ -99,10 +106,15 @@ class SegMapper:
             "ignore": ignore,
             "masks": (inputs.MASK_FORMAT if model.MASK_ON else "none") if has_instances(cfg) else None,
             "targets": build_targets(inputs.TARGETS, ignore=ignore) if is_train else (),
+            "copy_paste": _copy_paste(inputs.COPY_PASTE, ignore) if is_train else None,
         }
 
-    def __call__(self, record: Record) -> dict[str, Any]:
+    def __call__(self, record: Record, pool: Sequence[Record] | None = None) -> dict[str, Any]:
         """Read and augment one record.
+
+        Args:
+            record: what is mapped.
+            pool: the records that copy-paste draws from.
 
         Returns:
             "image": (C, h, w) uint8 or float32; "height", "width": of the image as stored; the record's "file_name" and
@@ -110,23 +122,35 @@ class SegMapper:
             float32.
 
         Raises:
-            UserError: an unreadable file, ids or bands out of range, or sizes that differ.
+            UserError: an unreadable file, ids or bands out of range, sizes that differ, or copy-paste without a pool.
         """
+        sample, source = self._augmented(record)
+        if self.copy_paste is not None:
+            if not pool:
+                raise UserError("INPUT.COPY_PASTE draws from the data set: hand its records to the mapper as pool")
+            sample = self.copy_paste(sample, lambda: self._augmented(pool[np.random.randint(len(pool))])[0])
+        mapped = {key: record[key] for key in _KEPT if key in record} | _image(sample.image, source)
+        if sample.label is not None:
+            mapped["sem_seg"] = torch.from_numpy(sample.label.astype(np.int64))
+        mapped |= {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.targets.items()}
+        if sample.instances is not None:
+            mapped["instances"] = sample.instances
+        return mapped
+
+    def _augmented(self, record: Record) -> tuple[Sample, tuple[int, int]]:
+        """The record after its augmentations, and the height and width of its image as stored."""
         image = self.read(record["file_name"])
         label = self._read_label(record) if self.is_train else None
         source = image.shape[0], image.shape[1]
         _check_sizes(record, source, None if label is None else label.shape)
         data = T.AugInput(image, sem_seg=label)
         transforms = self.augmentations(data)
-        mapped = {key: record[key] for key in _KEPT if key in record} | _image(data.image, source)
+        instances, targets = None, {}
         if label is not None:
-            mapped["sem_seg"] = torch.from_numpy(data.sem_seg.astype(np.int64))
-            for target in self.targets:
-                moved = transforms.apply_segmentation(target(record, label))
-                mapped[target.key] = torch.from_numpy(np.ascontiguousarray(moved))
+            targets = {target.key: transforms.apply_segmentation(target(record, label)) for target in self.targets}
         if self.is_train and self.masks is not None and "annotations" in record:
-            mapped["instances"] = self._instances(record, transforms, source, data.image.shape[:2])
-        return mapped
+            instances = self._instances(record, transforms, source, data.image.shape[:2])
+        return Sample(data.image, data.sem_seg, instances, targets), source
 
     def read(self, path: str | Path) -> NDArray[Any]:
         """(H, W, C) uint8 or float32: the image of a file in the mapper's image format."""
@@ -194,9 +218,13 @@ def _check_sizes(record: Record, image: tuple[int, ...], label: tuple[int, ...] 
 
 
 def _test_augmentations(inputs: Any) -> list[T.Augmentation]:
-    random = [e.get("NAME") for e in inputs.AUGMENTATIONS_TEST if e.get("NAME") not in ("Resize", "ResizeShortestEdge")]
+    random = [e for e in inputs.AUGMENTATIONS_TEST if e.get("NAME") not in ("Resize", "ResizeShortestEdge")]
+    random += [e for e in inputs.AUGMENTATIONS_TEST if "PROBABILITY" in e]
     if random:
-        raise UserError(f"INPUT.AUGMENTATIONS_TEST: {random[0]}; takes Resize and ResizeShortestEdge alone")
+        raise UserError(
+            f"INPUT.AUGMENTATIONS_TEST: {random[0].get('NAME')}; takes Resize and ResizeShortestEdge alone, without"
+            " PROBABILITY"
+        )
     default = [ResizeShortestEdge([inputs.MIN_SIZE_TEST], inputs.MAX_SIZE_TEST)]
     return build_augmentations(inputs.AUGMENTATIONS_TEST, key="INPUT.AUGMENTATIONS_TEST", ignore=0) or default
 
@@ -210,3 +238,12 @@ def _default_augmentations(lengths: Sequence[int], max_size: int, style: str, fl
         raise UserError(f"INPUT.MIN_SIZE_TRAIN, INPUT.MIN_SIZE_TRAIN_SAMPLING: {error}") from error
     flips = [] if flip == "none" else [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
     return [resize, *flips]
+
+
+def _copy_paste(node: Mapping[str, Any], ignore: int) -> CopyPaste | None:
+    known = ("PROBABILITY", "MAX_OBJECTS", "MIN_VISIBLE")
+    try:
+        wanted = CopyPaste(**{key.lower(): node[key] for key in known}, ignore=ignore)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"INPUT.COPY_PASTE: {error}") from error
+    return wanted if wanted.probability else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from fvcore.transforms.transform import Transform
 from numpy.typing import NDArray
@@ -17,9 +18,9 @@ Pair = Sequence[int] | Array
 class WindowTransform(Transform):
     """A window of the scaled image, read from the source in one resampling.
 
-    Images are resampled bilinearly, with a wider filter when they shrink, as in Pillow; label maps and masks take the
-    nearest pixel. What lies right of or below the scaled image is padding: ``pad_value`` in images, ``ignore`` in
-    label maps, False in boolean masks.
+    Images are resampled bilinearly, with a wider filter when they shrink, to a grey level as in Pillow; label maps and
+    masks take the nearest pixel. What lies right of or below the scaled image is padding: ``pad_value`` in images,
+    ``ignore`` in label maps, False in boolean masks.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class WindowTransform(Transform):
             (2 * (o + np.arange(n)) + 1) * s // (2 * t)
             for o, n, s, t in zip(self.offset, self.inside, self.source, self.scaled, strict=True)
         )
-        part = segmentation[:, columns][rows]
+        part = segmentation.take(columns, axis=1).take(rows, axis=0)  # several times as fast as by indices
         return self._padded(part, False if segmentation.dtype == bool else self.ignore)
 
     def apply_coords(self, coords: Array) -> Array:
@@ -70,6 +71,8 @@ class WindowTransform(Transform):
 
     def _resampled(self, img: Array) -> Array:
         """(H, W, 3) uint8 or one band -> the part of the window that lies in the image."""
+        if (self.inside == self.scaled).all() and (self.scaled >= self.source).all():
+            return cv2.resize(np.ascontiguousarray(img), self.scaled[::-1].tolist(), interpolation=cv2.INTER_LINEAR)
         ratio = self.source / self.scaled
         top, left = self.offset * ratio
         bottom, right = np.minimum((self.offset + self.inside) * ratio, self.source)

@@ -1,29 +1,75 @@
-"""Data loaders from a config: detectron2's loaders around the one mapper."""
+"""Data loaders from a config around the one mapper: the endless training stream, and detectron2's test loader."""
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch.utils.data import Sampler
 
 from seg_ext.config import has_instances, has_semantics
 from seg_ext.data.mapper import SegMapper
+from seg_ext.data.stream import TrainLoader
 from seg_ext.errors import UserError
 
+logger = logging.getLogger(__name__)
 
-def build_train_loader(cfg: CfgNode) -> Any:
-    """Endless shuffled batches of the sets in DATASETS.TRAIN.
+Records = list[dict[str, Any]]
+
+SAMPLERS = (
+    "TrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
+
+
+def build_train_loader(cfg: CfgNode, *, start: int = 0, pending: Collection[int] = ()) -> TrainLoader:
+    """Endless shuffled batches of the sets in DATASETS.TRAIN, of this process.
+
+    Samples follow from SEED, rank and position in the stream; a negative SEED is drawn, the same for all processes.
+
+    Args:
+        cfg: the config.
+        start: position to begin with, as :class:`TrainLoader` has it.
+        pending: likewise.
 
     Raises:
-        UserError: no set named, or none of its images is usable.
+        UserError: no set named, none of its images is usable, or DATALOADER or SOLVER keys that do not fit.
     """
-    names = list(cfg.DATASETS.TRAIN)
+    names, processes = list(cfg.DATASETS.TRAIN), comm.get_world_size()
     if not names:
         raise UserError("DATASETS.TRAIN is empty: name at least one data set")
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it is a multiple of {processes} processes"
+        )
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and has_instances(cfg) and not has_semantics(cfg)
-    records = _records(names, filter_empty)
-    return build_detection_train_loader(cfg, mapper=SegMapper(cfg, is_train=True), dataset=records)
+    sets = {name: _records([name], filter_empty) for name in names}
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    return TrainLoader(
+        [record for records in sets.values() for record in records],
+        SegMapper(cfg, is_train=True),
+        _sampler(cfg, sets, seed),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // processes,
+        seed=seed,
+        rank=comm.get_rank(),
+        group=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        on_error=cfg.DATALOADER.ON_ERROR,
+        start=start,
+        pending=pending,
+    )
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Any:
@@ -34,8 +80,61 @@ def build_test_loader(cfg: CfgNode, name: str) -> Any:
     )
 
 
-def _records(names: list[str], filter_empty: bool) -> list[dict[str, Any]]:
+class ReportSkipped(HookBase):
+    """At the end of training, however it ends, says which samples the loader skipped, and writes skipped.json.
+
+    The file has what is wrong with each, and how often it was met; rank r > 0 writes its own to skipped_r.json.
+    """
+
+    def __init__(self, loader: TrainLoader, folder: str | Path) -> None:
+        rank = comm.get_rank()
+        self._loader, self._file = loader, Path(folder) / (f"skipped_{rank}.json" if rank else "skipped.json")
+
+    def after_train(self) -> None:
+        """Report, if there is anything to."""
+        skipped = self._loader.skipped
+        if skipped:
+            self._file.write_text(json.dumps(skipped, indent=1))
+            first = "; ".join(list(skipped)[:3])
+            samples = f"{sum(skipped.values())} samples of {len(skipped)} training images"
+            logger.warning("skipped %s that cannot be read, listed in %s: %s", samples, self._file, first)
+
+
+def _records(names: list[str], filter_empty: bool) -> Records:
     try:
         return get_detection_dataset_dicts(names, filter_empty=filter_empty, check_consistency=False)
     except AssertionError as error:
         raise UserError(f"data set {', '.join(names)} has no usable image: {error}") from error
+
+
+def _sampler(cfg: CfgNode, sets: dict[str, Records], seed: int) -> Sampler[int]:
+    """detectron2's sampler of this name, whose stream follows from the seed."""
+    loader, size = cfg.DATALOADER, sum(map(len, sets.values()))
+    if loader.SAMPLER_TRAIN not in SAMPLERS:
+        raise UserError(f"DATALOADER.SAMPLER_TRAIN is {loader.SAMPLER_TRAIN!r}; it is one of {', '.join(SAMPLERS)}")
+    if loader.SAMPLER_TRAIN == "TrainingSampler":
+        return TrainingSampler(size, seed=seed)
+    if loader.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        if not 1 <= size * loader.RANDOM_SUBSET_RATIO <= size:
+            raise UserError(f"DATALOADER.RANDOM_SUBSET_RATIO is {loader.RANDOM_SUBSET_RATIO}; it takes 1 to all images")
+        return RandomSubsetTrainingSampler(size, loader.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed)
+    by_set = dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR) if loader.SAMPLER_TRAIN.startswith("Weighted") else {}
+    unknown = [name for name in by_set if name not in sets]
+    if unknown:
+        raise UserError(f"DATASETS.TRAIN_REPEAT_FACTOR: {unknown[0]} is not in DATASETS.TRAIN")
+    factors = {name: torch.full((len(records),), float(by_set.get(name, 1))) for name, records in sets.items()}
+    if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+        return RepeatFactorTrainingSampler(_by_class(cfg, [r for s in sets.values() for r in s]), seed=seed)
+    if loader.SAMPLER_TRAIN == "WeightedCategoryTrainingSampler":
+        both = torch.cat([factors[name] * _by_class(cfg, records) for name, records in sets.items()])
+        return RepeatFactorTrainingSampler(both / both.min(), seed=seed)
+    return RepeatFactorTrainingSampler(torch.cat(list(factors.values())), seed=seed)
+
+
+def _by_class(cfg: CfgNode, records: Records) -> torch.Tensor:
+    """(N,) how often to show each record, by the rarest class in it."""
+    if not all("annotations" in record for record in records):
+        raise UserError(f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN} needs data sets with instances")
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    )

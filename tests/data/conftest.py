@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,3 +49,33 @@ def instance_tree(tmp_path: Path) -> Path:
         Image.fromarray(np.stack([ids * 30] * 3, axis=2)).save(tmp_path / "train" / "images" / f"{name}.png")
         Image.fromarray(ids).save(tmp_path / "train" / "labels" / f"{name}.png")
     return tmp_path
+
+
+class StandIn:
+    """What an albumentations Compose does, in small: shift by up to ``most`` pixels, then mirror or not."""
+
+    def __init__(self, most: int = 3) -> None:
+        self.most = most
+
+    def __call__(self, *, image: np.ndarray, masks: list[np.ndarray], mask: np.ndarray | None = None) -> dict[str, Any]:
+        down, right = np.random.randint(-self.most, self.most + 1, 2)
+        step = int(np.random.choice([-1, 1]))
+
+        def moved(pixels: np.ndarray) -> np.ndarray:
+            out = np.zeros_like(pixels)
+            height, width = pixels.shape[:2]
+            inner = pixels[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
+            out[max(down, 0) :, max(right, 0) :][: inner.shape[0], : inner.shape[1]] = inner
+            return out[:, ::step]
+
+        given = {"image": image} if mask is None else {"image": image, "mask": mask}
+        return {key: moved(pixels) for key, pixels in given.items()} | {"masks": [moved(m) for m in masks]}
+
+
+@pytest.fixture(autouse=True)
+def compose_stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    """``compose_stand_in:build`` makes a :class:`StandIn`, as a package of a user's would."""
+    module = ModuleType("compose_stand_in")
+    module.build = StandIn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "compose_stand_in", module)
+    return StandIn

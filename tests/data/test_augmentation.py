@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
+from scipy import ndimage
 
 from seg_ext.data.augmentation import (
     AUGMENTATIONS,
     ColorJitter,
+    GaussianBlur,
+    GaussianNoise,
     RandomScaleCrop,
     ResizeShortestEdge,
+    _jitter,
     build_augmentations,
 )
 from seg_ext.errors import UserError
@@ -30,7 +34,23 @@ def image(height: int = 20, width: int = 30) -> np.ndarray:
         ("RandomFlip", r"\[1\]: NAME is None; known"),
         ({"NAME": "Resize", "shape": [2, 2]}, r"\[1\]: Resize has no argument shape; known: size$"),
         ({"NAME": "Resize"}, "size"),
-        ({"NAME": "RandomScaleCrop", "size": [2, 2], "ignore": 0}, "no argument ignore; known: size, scale, fit, "),
+        ({"NAME": "RandomScaleCrop", "size": [2, 2], "ignore": 0}, "no argument ignore; known: size, scale, aspect, "),
+        ({"NAME": "RandomScaleCrop", "size": [4, 4], "aspect": [0, 1]}, r"aspect is \[0, 1\]; it is above 0"),
+        ({"NAME": "ColorJitter", "hue": -3}, "hue is -3; it is the greatest turn in degrees"),
+        ({"NAME": "GaussianBlur", "sigma": 2}, r"sigma is 2; it is \[least, greatest\]"),
+        ({"NAME": "GaussianNoise", "std": [-1, 2]}, r"std is \[-1, 2\]"),
+        ({"NAME": "RandomFlip", "PROBABILITY": 2}, r"RandomFlip: PROBABILITY is 2; it lies in \[0, 1\]"),
+        ({"NAME": "RandomFlip", "PROBABILITY": "often"}, "PROBABILITY is 'often'"),
+        ({"NAME": "Albumentations", "compose": "no_such_package:build"}, "compose 'no_such_package:build': No module"),
+        (
+            {"NAME": "Albumentations", "compose": "json:no_such_function"},
+            "compose 'json:no_such_function': module 'json'",
+        ),
+        ({"NAME": "Albumentations", "compose": "json"}, "compose is 'json'; it is package.module:function"),
+        (
+            {"NAME": "Albumentations", "compose": "json:dumps", "arguments": {"obj": 1}},
+            "is a str; it takes image, mask",
+        ),
         ({"NAME": "RandomRotate90", "angle": 4}, "no argument angle; known: none"),
         ({"NAME": "RandomScaleCrop", "size": [0, 4]}, r"size is \[0, 4\]; it is \[height, width\]"),
         ({"NAME": "RandomScaleCrop", "size": 4}, "size is 4"),
@@ -72,6 +92,7 @@ def test_every_augmentation_repeats_with_numpys_seed() -> None:
         "RandomBrightness": {"intensity_min": 0.5, "intensity_max": 2},
         "RandomContrast": {"intensity_min": 0.5, "intensity_max": 2},
         "ColorJitter": {"brightness": [0.5, 2], "balance": [0.5, 2]},
+        "Albumentations": {"compose": "compose_stand_in:build"},
     }
     for name in AUGMENTATIONS:
         results = []
@@ -122,7 +143,7 @@ def test_cat_max_ratio_without_labels_is_an_error() -> None:
 def test_shortest_edge_gives_detectron2s_sizes(length: int) -> None:
     ours = ResizeShortestEdge([length], 33).get_transform(image()).apply_image(image())
     theirs = T.ResizeShortestEdge([length], 33, "choice").get_transform(image()).apply_image(image())
-    np.testing.assert_array_equal(ours, theirs)
+    assert ours.shape == theirs.shape and np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def jitter(pixels: np.ndarray, **factors: list[float]) -> np.ndarray:
@@ -149,3 +170,63 @@ def test_colour_jitter_treats_channel_orders_alike() -> None:
     factors = {"brightness": [1.2, 1.2], "contrast": [0.7, 0.7], "saturation": [1.4, 1.4], "gamma": [0.8, 0.8]}
     difference = jitter(image()[..., ::-1], **factors)[..., ::-1].astype(int) - jitter(image(), **factors)
     assert np.abs(difference).max() <= 1
+
+
+def test_hue_turns_colours_about_grey_and_keeps_their_order() -> None:
+    red = np.full((2, 2, 3), [150, 60, 60], np.uint8)
+    np.random.seed(1)
+    turned = [jitter(red, hue=120.0)[0, 0].astype(float) for _ in range(200)]
+    assert all(abs(color.sum() - 270) <= 2 for color in turned)
+    assert {int(color.argmax()) for color in turned} == {0, 1, 2}
+    third = _jitter(red, factors=np.ones(4), balance=np.ones(3), turn=2 * np.pi / 3)
+    np.testing.assert_array_equal(third, np.roll(red, 1, axis=2))
+    grey = np.repeat(image()[..., :1], 3, axis=2)
+    np.testing.assert_array_equal(jitter(grey, hue=180.0), grey)
+
+
+def test_blur_is_a_gaussian_of_the_drawn_width() -> None:
+    dot = np.zeros((41, 41, 3), np.float32)
+    dot[20, 20] = 1
+    blurred = GaussianBlur([2, 2]).get_transform(dot).apply_image(dot)[..., 0]
+    expected = ndimage.gaussian_filter(dot[..., 0], 2)
+    assert blurred.sum() == pytest.approx(1, abs=1e-3) and np.abs(blurred - expected).max() < 1e-3
+    np.testing.assert_array_equal(GaussianBlur([0, 1e-9]).get_transform(image()).apply_image(image()), image())
+
+
+def test_noise_has_the_drawn_strength_and_is_its_own_for_every_value() -> None:
+    flat = np.full((80, 90, 3), 120, np.uint8)
+    transform = GaussianNoise([6, 6]).get_transform(flat)
+    noise = transform.apply_image(flat).astype(float) - 120
+    assert noise.std() == pytest.approx(6, rel=0.05) and abs(noise.mean()) < 0.2
+    assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.05
+    np.testing.assert_array_equal(transform.apply_image(flat), noise + 120)
+
+
+def test_probability_is_how_often_an_entry_is_applied() -> None:
+    entry = {"NAME": "RandomBrightness", "intensity_min": 0.5, "intensity_max": 0.5, "PROBABILITY": 0.3}
+    (augmentation,) = build_augmentations([entry], ignore=255)
+    np.random.seed(0)
+    changed = 0
+    for _ in range(300):
+        data = T.AugInput(image())
+        augmentation(data)
+        changed += (data.image != image()).any()
+    assert 60 < changed < 120
+
+
+def test_aspect_keeps_the_area_and_is_as_often_narrow_as_wide() -> None:
+    crop = RandomScaleCrop([10, 10], aspect=[0.25, 4])
+    np.random.seed(0)
+    scaled = np.array([crop.get_transform(image(200, 300), None).scaled for _ in range(300)])
+    np.testing.assert_allclose(scaled.prod(axis=1), 60000, rtol=0.01)
+    ratio = scaled[:, 1] / scaled[:, 0] / 1.5
+    assert ratio.min() < 0.27 and ratio.max() > 3.7 and 0.4 < (ratio > 1).mean() < 0.6
+
+
+def test_a_513_crop_of_a_small_image_is_padded_with_mean_and_ignore() -> None:
+    crop = RandomScaleCrop([513, 513], [0.5, 2.0], pad_value=[103.5, 116.3, 123.7], ignore=255)
+    data = T.AugInput(np.full((100, 120, 3), 9, np.uint8), sem_seg=np.full((100, 120), 4, np.int32))
+    crop(data)
+    outside = data.sem_seg == 255
+    assert data.image.shape == (513, 513, 3) and set(np.unique(data.sem_seg)) == {4, 255}
+    assert (data.image[outside] == [104, 116, 124]).all() and (data.image[~outside] == 9).all()
