@@ -47,11 +47,14 @@ def run(args: argparse.Namespace) -> int:
 
     seg_ext.register()
     from seg_ext.engine.analyze import analyze
+    from seg_ext.engine.class_weights import resolve_class_weights
     from seg_ext.engine.setup import read_config, start_logging
 
     start_logging()
     args.opts = [*args.opts, "MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""]
-    result = analyze(read_config(args), size=args.size, batches=sorted({1, args.batch or 1}))
+    cfg = read_config(args)
+    resolve_class_weights(cfg, training=False)
+    result = analyze(cfg, size=args.size, batches=sorted({1, args.batch or 1}))
     text = json.dumps({"config": args.config_file, **asdict(result)}, indent=2) if args.json else ""
     if args.json == "-":
         print(text)

@@ -14,6 +14,13 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, given last")
 
 
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """``--data``: data of one's own in place of the config's."""
+    parser.add_argument(
+        "--data", default="", metavar="FILE", help="data.yaml of your own data, instead of the config's"
+    )
+
+
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """detectron2's flags for GPUs and machines; under torchrun they are not needed."""
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes a machine")

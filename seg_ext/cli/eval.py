@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from seg_ext.cli.arguments import add_config_arguments, add_launch_arguments
+from seg_ext.cli.arguments import add_config_arguments, add_data_argument, add_launch_arguments
 from seg_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ HELP = "score trained weights"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Config, weights and detectron2's launch flags."""
     add_config_arguments(parser)
+    add_data_argument(parser)
     add_launch_arguments(parser)
     parser.add_argument("--weights", metavar="FILE", help="instead of MODEL.WEIGHTS")
     parser.add_argument("--resume", action="store_true", help="score the last checkpoint in OUTPUT_DIR")
@@ -36,8 +37,11 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Evaluate in this process."""
-    from seg_ext.engine.setup import start_run
+    from seg_ext.engine.class_weights import resolve_class_weights
+    from seg_ext.engine.setup import prepare_data, start_run
 
+    prepare_data(cfg)
+    resolve_class_weights(cfg, training=False)
     start_run(cfg)
     evaluate_weights(cfg, resume=args.resume)
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from seg_ext.cli.arguments import add_config_arguments
+from seg_ext.cli.arguments import add_config_arguments, add_data_argument
 from seg_ext.errors import UserError
 
 HELP = "predict images: palette PNG labels, overlays, COCO-style JSON"
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-code", action="store_true", help="let the config beside the weights name a decoder outside seg_ext"
     )
     add_config_arguments(parser)
+    add_data_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from seg_ext.data.image_io import as_picture, read_image
+    from seg_ext.engine.class_weights import resolve_class_weights
     from seg_ext.engine.setup import interactive, read_config, start_logging
     from seg_ext.evaluation.prediction_writer import PredictionWriter
     from seg_ext.inference.predictor import Predictor
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if beside:
         args.config_file = str(Path(args.weights).parent / "config.yaml")
     cfg = read_config(args)
+    resolve_class_weights(cfg, training=False)
     decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME
     if beside and ":" in decoder and not args.trust_code:
         raise UserError(f"{args.config_file}: DECODER.NAME {decoder} is foreign code; allow it with --trust-code")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from seg_ext.cli.arguments import add_config_arguments, add_launch_arguments
+from seg_ext.cli.arguments import add_config_arguments, add_data_argument, add_launch_arguments
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -17,6 +17,7 @@ HELP = "train a model, then evaluate it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """detectron2's flags."""
     add_config_arguments(parser)
+    add_data_argument(parser)
     add_launch_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
@@ -41,9 +42,12 @@ def run(args: argparse.Namespace) -> int:
 
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, or only evaluate, in this process."""
-    from seg_ext.engine.setup import start_run
+    from seg_ext.engine.class_weights import resolve_class_weights
+    from seg_ext.engine.setup import prepare_data, start_run
     from seg_ext.engine.trainer import Trainer
 
+    prepare_data(cfg)
+    resolve_class_weights(cfg, training=not args.eval_only)
     start_run(cfg)
     if args.eval_only:
         from seg_ext.cli.eval import evaluate_weights

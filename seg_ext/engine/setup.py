@@ -6,15 +6,19 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
-from seg_ext.config import load_config
+from seg_ext.config import given_keys, has_instances, has_semantics, load_config
 from seg_ext.data.datasets.folder import register_from_config_list
+from seg_ext.data.datasets.own import read_data_file, split_names
+from seg_ext.data.datasets.own_register import register_own
 from seg_ext.engine.checks import complete_config
 from seg_ext.errors import UserError
 
@@ -35,9 +39,47 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights).is_file() and not getattr(args, "resume", False):
         raise UserError(f"weights {weights} not found: MODEL.WEIGHTS takes a file or URL")
-    register_from_config_list(cfg.DATASETS.FOLDERS)
-    complete_config(cfg)
+    given = given_keys(args.config_file, args.opts)
+    if getattr(args, "data", None):
+        _use_data(cfg, args.data, given)
+    register_data(cfg)
+    complete_config(cfg, given)
     return cfg
+
+
+def register_data(cfg: CfgNode) -> None:
+    """Register the data sets of DATASETS.FOLDERS and DATASETS.FILES; what the files say takes their paths' place.
+
+    Raises:
+        UserError: a file or an entry that does not fit.
+    """
+    register_from_config_list(cfg.DATASETS.FOLDERS)
+    cfg.DATASETS.FILES = [file if isinstance(file, dict) else read_data_file(file) for file in cfg.DATASETS.FILES]
+    for entry in cfg.DATASETS.FILES:
+        register_own(entry, semantic=has_semantics(cfg), instances=has_instances(cfg))
+
+
+def prepare_data(cfg: CfgNode) -> None:
+    """Register the data in this process, and derive what your own data lack before anything is built.
+
+    Raises:
+        UserError: as :func:`register_data`; or images or annotations that do not fit.
+    """
+    register_data(cfg)
+    for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+        if MetadataCatalog.get(name).get("defined_in"):
+            DatasetCatalog.get(name)
+
+
+def _use_data(cfg: CfgNode, file: str, given: Mapping[str, str]) -> None:
+    """Train on the train split of a data.yaml and score val, or test without val, unless the command line says else."""
+    entry = read_data_file(file)
+    names = split_names(entry)
+    scored = names.get("val") or names.get("test")
+    cfg.DATASETS.FILES = [*cfg.DATASETS.FILES, entry]
+    for key, name in (("TRAIN", names.get("train")), ("TEST", scored)):
+        if given.get(f"DATASETS.{key}") != "the command line":
+            cfg.DATASETS[key] = (name,) if name else ()
 
 
 def start_run(cfg: CfgNode) -> None:

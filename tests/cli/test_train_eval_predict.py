@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from seg_ext.cli.main import main
+from seg_ext.config import load_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -188,3 +189,12 @@ def test_debug_shows_the_traceback(toy_config: Path) -> None:
 
     with pytest.raises(UserError):
         run("train", "--config-file", toy_config, "--debug", "SOLVER.OPTIMIZER", "LION")
+
+
+def test_class_weights_named_in_the_config_are_numbers_in_the_run(toy_config: Path, tmp_path: Path) -> None:
+    named = ["MODEL.SEM_SEG_HEAD.LOSSES", '[{"NAME": "cross_entropy", "class_weights": "median_frequency"}]']
+    assert run("train", "--config-file", toy_config, *named, "SOLVER.MAX_ITER", 2) == 0
+    resolved = load_config(tmp_path / "run" / "config.yaml").MODEL.SEM_SEG_HEAD.LOSSES[0]["class_weights"]
+    assert len(resolved) == 2 and all(weight > 0 for weight in resolved)
+    final = tmp_path / "run" / "model_final.pth"
+    assert run("eval", "--config-file", toy_config, "--weights", final, *named) == 0

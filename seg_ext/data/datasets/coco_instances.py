@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from detectron2.data.datasets.coco import load_coco_json
 
 from seg_ext.data.datasets.catalog import Records, register, require
+from seg_ext.data.datasets.split import Choose, choose_all
 from seg_ext.data.palette import palette
 from seg_ext.errors import UserError
 
@@ -46,8 +49,24 @@ def register_coco_instances(
     )
 
 
-def load_coco(name: str, json_file: Path, image_root: Path, *, hint: str) -> Records:
-    """Records of one annotation file, every image of which exists.
+def load_coco(
+    name: str,
+    json_file: Path,
+    image_root: Path,
+    *,
+    hint: str,
+    thing_ids: Mapping[int, int] | None = None,
+    choose: Choose = choose_all,
+) -> Records:
+    """Records of one annotation file, every chosen image of which exists.
+
+    Args:
+        name: as it is registered.
+        json_file: COCO instances.
+        image_root: folder of its images.
+        hint: what to do about a missing file, for errors.
+        thing_ids: category id in the file -> class; None for the order of the ids, which must then be the metadata's.
+        choose: of the images' names in the file, those that are wanted.
 
     Raises:
         UserError: a file is missing, or the annotations are not COCO's.
@@ -55,9 +74,14 @@ def load_coco(name: str, json_file: Path, image_root: Path, *, hint: str) -> Rec
     for file in (json_file, image_root):
         require(name, file, hint)
     try:
-        records = load_coco_json(str(json_file), str(image_root), name)
+        records = load_coco_json(str(json_file), str(image_root), name if thing_ids is None else None)
+        for annotation in chain.from_iterable(r["annotations"] for r in records if thing_ids is not None):
+            annotation["category_id"] = (thing_ids or {})[annotation["category_id"]]
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"data set {name}: {json_file} is no COCO instances file: {error!r}") from error
+    names = [os.path.relpath(record["file_name"], image_root) for record in records]
+    chosen = choose(names)
+    records = [record for record, file in zip(records, names, strict=True) if file in chosen]
     for record in records:
         require(name, Path(record["file_name"]), hint)
     return records

@@ -11,6 +11,7 @@ from typing import Any
 from seg_ext.data.datasets.catalog import Records, register, require
 from seg_ext.data.datasets.coco_instances import load_coco
 from seg_ext.data.datasets.folder import semantic_metadata
+from seg_ext.data.datasets.split import Choose, choose_all
 from seg_ext.data.palette import palette
 from seg_ext.errors import UserError
 
@@ -85,6 +86,90 @@ def register_derived(
         thing_sem_seg_ids=(1,),
         **options,
     )
+
+
+def load_panoptic(
+    name: str,
+    json_file: Path,
+    panoptic_root: Path,
+    image_root: Path,
+    *,
+    thing_ids: Mapping[int, int],
+    stuff_ids: Mapping[int, int],
+    hint: str,
+    choose: Choose = choose_all,
+) -> Records:
+    """Records of one panoptic annotation; its PNGs are read as semantic label maps too, void as 255.
+
+    Args:
+        name: as it is registered.
+        json_file: COCO panoptic.
+        panoptic_root: folder of its PNGs.
+        image_root: folder of its images.
+        thing_ids: category id in the file -> instance class.
+        stuff_ids: category id in the file -> semantic class, things included.
+        hint: what to do about a missing file, for errors.
+        choose: of the images' names in the file, those that are wanted.
+
+    Raises:
+        UserError: a file is missing, an image has no annotation, or the file is not COCO's.
+    """
+    for file in (json_file, panoptic_root, image_root):
+        require(name, file, hint)
+    try:
+        content = json.loads(json_file.read_bytes())
+        images = {image["file_name"]: image for image in content["images"]}
+        annotated = {a["image_id"]: a for a in content["annotations"]}
+        chosen = choose(images)
+        lacking = [file for file in sorted(chosen) if images[file]["id"] not in annotated]
+        if lacking:
+            raise UserError(f"data set {name}: {json_file} has no annotation of {lacking[0]}")
+        return [
+            _panoptic_record(name, image_root / file, image, panoptic_root, annotated[image["id"]], ids, hint)
+            for ids in ((thing_ids, stuff_ids),)
+            for file, image in images.items()
+            if file in chosen
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"data set {name}: {json_file} is no COCO panoptic file: {error!r}") from error
+
+
+def segment_colors(segments: Sequence[Mapping[str, Any]], semantic: Mapping[int, int]) -> dict[tuple[int, ...], int]:
+    """Colour of each segment in a panoptic PNG -> semantic class; void's black -> 255.
+
+    Args:
+        segments: COCO segments_info.
+        semantic: category id -> semantic class.
+    """
+    colors = {tuple(segment["id"] >> shift & 255 for shift in (0, 8, 16)): segment for segment in segments}
+    return {(0, 0, 0): 255} | {color: semantic[segment["category_id"]] for color, segment in colors.items()}
+
+
+def _panoptic_record(
+    name: str,
+    image_file: Path,
+    image: Mapping[str, Any],
+    panoptic_root: Path,
+    annotation: Mapping[str, Any],
+    ids: tuple[Mapping[int, int], Mapping[int, int]],
+    hint: str,
+) -> dict[str, Any]:
+    png = panoptic_root / annotation["file_name"]
+    for file in (image_file, png):
+        require(name, file, hint)
+    segments = annotation["segments_info"]
+    return {
+        "file_name": str(image_file),
+        "image_id": image["id"],
+        "height": image["height"],
+        "width": image["width"],
+        "pan_seg_file_name": str(png),
+        "segments_info": _segments(segments, *ids),
+        "sem_seg_file_name": str(png),
+        "sem_seg_label_colors": segment_colors(segments, ids[1]),
+    }
 
 
 def _load(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seg_ext.data.datasets.catalog import Records, register, require
+from seg_ext.data.datasets.split import Choose, choose_all
 from seg_ext.data.image_io import image_size
 from seg_ext.data.label_colors import Colors
 from seg_ext.data.label_map import LabelMap
@@ -59,7 +60,7 @@ def register_folder(
     Raises:
         UserError: classes, colours and label map do not fit together, or the name is taken.
     """
-    _check(name, classes, colors, ignore_label, label_map, label_colors)
+    check_classes(name, classes, colors, ignore_label, label_map, label_colors)
     load = partial(
         load_folder,
         name,
@@ -98,7 +99,7 @@ def register_from_config_list(entries: Sequence[Mapping[str, Any]]) -> None:
         register_folder(**{_ARGUMENT[k]: value for k, value in entry.items()})
 
 
-def load_folder(name: str, images: Path, labels: Path, *, hint: str) -> Records:
+def load_folder(name: str, images: Path, labels: Path, *, hint: str, choose: Choose = choose_all) -> Records:
     """Records of one pair of folders, in the order of the names.
 
     Args:
@@ -106,11 +107,14 @@ def load_folder(name: str, images: Path, labels: Path, *, hint: str) -> Records:
         images: folder of pictures.
         labels: folder of label maps.
         hint: what to do about a missing folder, for errors.
+        choose: of the images' file names, those that are wanted.
 
     Raises:
         UserError: a folder is missing, an image has no label map, or two files have the same name.
     """
     image_files, label_files = (files_by_stem(name, require(name, folder, hint)) for folder in (images, labels))
+    chosen = choose(file.name for file in image_files.values())
+    image_files = {stem: file for stem, file in image_files.items() if file.name in chosen}
     lacking = [file for stem, file in image_files.items() if stem not in label_files]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
@@ -153,14 +157,19 @@ def semantic_metadata(
     }
 
 
-def _check(
+def check_classes(
     name: str,
     classes: Sequence[str],
-    colors: Sequence[Sequence[int]] | None,
-    ignore: int,
-    label_map: LabelMap | None,
-    label_colors: Colors | None,
+    colors: Sequence[Sequence[int]] | None = None,
+    ignore: int = 255,
+    label_map: LabelMap | None = None,
+    label_colors: Colors | None = None,
 ) -> None:
+    """Refuse classes, colours and label maps that do not fit together; arguments as of :func:`register_folder`.
+
+    Raises:
+        UserError: always beginning with the name of the data set.
+    """
     if not _is_list(classes) or not classes or not all(isinstance(c, str) for c in classes):
         raise UserError(f"data set {name}: classes are {classes!r}; they are a list of names")
     if len(set(classes)) < len(classes):
