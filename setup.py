@@ -45,6 +45,7 @@ setup(
     install_requires=[*DETECTRON2_NEEDS, "hotcoco", "opencv-python-headless", "PyYAML", "scipy", "tifffile"],
     extras_require={  # `make` installs dev and timm only; the tests need no other
         "timm": ["timm"],
+        "schedulefree": ["schedulefree"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "geo": ["rasterio"],
         "demo": ["gradio"],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
@@ -63,12 +64,33 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     timm.OUTPUT_STRIDE = 0  # 8, 16 or 32 where the model can dilate; 0 leaves its own
     timm.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]  # in the order of timm's feature_info
 
+    norm = cfg.MODEL.BN = CfgNode()  # every BatchNorm of the model
+    norm.MOMENTUM = None  # share of a new batch in the running statistics; None leaves each layer its own
+    norm.EPS = None  # added to the variance; None likewise
+    norm.FROZEN = ""  # the statistics and affine values of those of the "backbone" or of "all" stay as they are
+
+    cfg.DATASETS.FILES = []  # your own data: paths of data.yaml files, in a run's config what they said
     cfg.DATASETS.FOLDERS = []  # data sets from folders: [{NAME, IMAGES, LABELS, CLASSES, IGNORE, LABEL_MAP}]
-    cfg.INPUT.AUGMENTATIONS = []  # [{NAME: ..., arguments}]; empty: detectron2's own from INPUT.*
+    cfg.INPUT.AUGMENTATIONS = []  # [{NAME: ..., PROBABILITY: 1, arguments}]; empty: detectron2's own from INPUT.*
     cfg.INPUT.AUGMENTATIONS_TEST = []  # Resize or ResizeShortestEdge; empty: the latter from INPUT.M*_SIZE_TEST
+    paste = cfg.INPUT.COPY_PASTE = CfgNode()  # objects of other training images; needs INPUT.MASK_FORMAT bitmask
+    paste.PROBABILITY = 0.0  # of an image to get some
+    paste.MAX_OBJECTS = 20  # at most this many, drawn uniformly
+    paste.MIN_VISIBLE = 0.1  # an instance below that keeps a smaller share of its pixels is dropped
     cfg.INPUT.TARGETS = []  # [{NAME: ..., arguments}] of seg_ext.data.targets.TARGETS: what losses want beside labels
-    cfg.SOLVER.OPTIMIZER = "SGD"  # SGD, ADAM or ADAMW
-    cfg.SOLVER.POLY_LR_POWER = 0.9  # exponent of LR_SCHEDULER_NAME WarmupPolyLR
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []  # [[name, factor]] for DATALOADER.SAMPLER_TRAIN WeightedTrainingSampler
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0  # for DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler
+    cfg.DATALOADER.ON_ERROR = "stop"  # at a training image that cannot be read; or "skip" it
+    solver = cfg.SOLVER
+    solver.OPTIMIZER = "SGD"  # SGD, ADAM, ADAMW, SCHEDULE_FREE_SGD or SCHEDULE_FREE_ADAMW
+    solver.BACKBONE_LR_FACTOR = 1.0  # on BASE_LR in the backbone; 0 keeps it as it is
+    solver.HEAD_LR_FACTOR = 1.0  # on BASE_LR in everything else; a bias's BIAS_LR_FACTOR multiplies either
+    solver.REFERENCE_BATCH_SIZE = 0  # BASE_LR is meant for so many images and scales with IMS_PER_BATCH; 0 for not
+    solver.POLY_LR_POWER = 0.9  # exponent of LR_SCHEDULER_NAME WarmupPolyLR
+    one_cycle = solver.ONE_CYCLE = CfgNode()  # OneCycleLR: from START_FACTOR to 1 at PEAK to END_FACTOR, cosines
+    one_cycle.PEAK = 0.3  # share of MAX_ITER
+    one_cycle.START_FACTOR = 0.04
+    one_cycle.END_FACTOR = 4e-6
     cfg.TEST.GALLERY = 0  # pictures in the gallery of an evaluation, worst first; 0 for none
 
 
@@ -97,15 +119,31 @@ def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     file = find_config(path)
+    _merge(cfg, _read(file), str(file))
+    _merge_opts(cfg, opts)
+    return cfg
+
+
+def given_keys(path: str | Path, opts: Sequence[str] = ()) -> dict[str, str]:
+    """Where each key that is no default was set: the key with dots -> "the command line", or the yaml file.
+
+    Args:
+        path: as for :func:`load_config`, which says what is wrong with it.
+        opts: likewise.
+    """
+    file = find_config(path)
+    own = yaml.safe_load(file.read_text()) or {}
+    places = dict.fromkeys(_all_keys(_read(file)), f"the _BASE_ of {file}") | dict.fromkeys(_all_keys(own), str(file))
+    return places | dict.fromkeys(opts[::2], "the command line")
+
+
+def _read(file: Path) -> CfgNode:
     try:
-        loaded = CfgNode(CfgNode.load_yaml_with_base(str(file), allow_unsafe=False))
+        return CfgNode(CfgNode.load_yaml_with_base(str(file), allow_unsafe=False))
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not plain yaml: {' '.join(str(error).split())}") from error
     except (OSError, AssertionError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{file}: cannot be read as a config: {error}") from error
-    _merge(cfg, loaded, str(file))
-    _merge_opts(cfg, opts)
-    return cfg
 
 
 def has_instances(cfg: CfgNode) -> bool:
@@ -152,11 +190,11 @@ def _unknown_key(cfg: CfgNode, key: str) -> str:
     return f"unknown key {key}{_did_you_mean(key, _all_keys(cfg))}"
 
 
-def _all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
+def _all_keys(cfg: Mapping[str, Any], prefix: str = "") -> list[str]:
     keys = []
     for name, value in cfg.items():
         keys.append(prefix + name)
-        if isinstance(value, CfgNode):
+        if isinstance(value, Mapping):
             keys += _all_keys(value, f"{prefix}{name}.")
     return keys
 

@@ -36,6 +36,7 @@ PARAMETERS = {
     "voc/deeplabv3plus_R_101_separable.yaml": 45_688_261,
     "voc/deeplabv3plus_xception65.yaml": 41_055_413,
     "voc/dilation_vgg16_basic.yaml": 134_346_581 + 28_392,
+    "voc/dilation_vgg16_front_end.yaml": 134_346_581,
     "voc/dilation_vgg16_large.yaml": 134_346_581 + 6_803_139,
     "voc/fcn16s_vgg16.yaml": 134_815_994,
     "voc/fcn32s_vgg16.yaml": 136_152_917,

@@ -1,75 +1,96 @@
-"""Optimizers and learning-rate schedules from SOLVER.*."""
+"""Optimizers from SOLVER.*: their parameter groups, learning rates and weight decays."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver import LRMultiplier, get_default_optimizer_params
-from detectron2.solver import build_lr_scheduler as build_detectron2_lr_scheduler
+from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
-from detectron2.solver.lr_scheduler import WarmupParamScheduler
-from fvcore.common.param_scheduler import PolynomialDecayParamScheduler
 
+from seg_ext.engine.schedule_free import build_schedule_free
 from seg_ext.errors import UserError
 
-
-def _sgd(params: Any, cfg: CfgNode) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV)
+logger = logging.getLogger(__name__)
 
 
-def _adam(params: Any, cfg: CfgNode) -> torch.optim.Optimizer:
-    return torch.optim.Adam(params, lr=cfg.SOLVER.BASE_LR)
+def _sgd(params: Any, solver: CfgNode) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
 
 
-def _adamw(params: Any, cfg: CfgNode) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=cfg.SOLVER.BASE_LR)
+def _adam(params: Any, solver: CfgNode) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=solver.BASE_LR)
+
+
+def _adamw(params: Any, solver: CfgNode) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=solver.BASE_LR)
 
 
 OPTIMIZERS: dict[str, Callable[[Any, CfgNode], torch.optim.Optimizer]] = {
     "SGD": _sgd,
     "ADAM": _adam,
     "ADAMW": _adamw,
+    "SCHEDULE_FREE_SGD": build_schedule_free,
+    "SCHEDULE_FREE_ADAMW": build_schedule_free,
 }
-SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupPolyLR")
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of SOLVER.OPTIMIZER with detectron2's parameter groups and gradient clipping.
+    """The optimizer of SOLVER.OPTIMIZER over the model's trainable parameters, with detectron2's gradient clipping.
+
+    The learning rate of a parameter is the product of :func:`base_learning_rate`, BACKBONE_LR_FACTOR in the backbone
+    or HEAD_LR_FACTOR in everything else, and BIAS_LR_FACTOR for a bias. A factor of 0 takes the parameters out of
+    training: they need no gradient any more. Weight decay is WEIGHT_DECAY, WEIGHT_DECAY_NORM in norms, and for a bias,
+    a norm's too, WEIGHT_DECAY_BIAS where that is given.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, a factor below 0, a model without a trainable parameter.
     """
-    if cfg.SOLVER.OPTIMIZER not in OPTIMIZERS:
-        raise UserError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: takes one of {', '.join(OPTIMIZERS)}")
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in OPTIMIZERS:
+        raise UserError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r}: takes one of {', '.join(OPTIMIZERS)}")
+    for key in ("BACKBONE_LR_FACTOR", "HEAD_LR_FACTOR", "BIAS_LR_FACTOR"):
+        if not 0 <= solver[key] < float("inf"):
+            raise UserError(f"SOLVER.{key} {solver[key]}: takes a number >= 0")
+
+    def factor(name: str) -> float:
+        part = solver.BACKBONE_LR_FACTOR if name.startswith("backbone.") else solver.HEAD_LR_FACTOR
+        return part * (solver.BIAS_LR_FACTOR if name.rpartition(".")[2] == "bias" else 1.0)
+
+    for name, parameter in model.named_parameters():
+        if not factor(name):
+            parameter.requires_grad_(False)
     params = get_default_optimizer_params(
         model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        base_lr=base_learning_rate(cfg),
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=factor,
     )
-    return maybe_add_gradient_clipping(cfg, OPTIMIZERS[cfg.SOLVER.OPTIMIZER](params, cfg))
+    if not params:
+        raise UserError("nothing to train: every parameter is frozen or has a learning rate factor of 0 in SOLVER")
+    return maybe_add_gradient_clipping(cfg, OPTIMIZERS[solver.OPTIMIZER](params, solver))
 
 
-def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-    """The schedule of SOLVER.LR_SCHEDULER_NAME: detectron2's, and WarmupPolyLR = (1 - t/T)^POLY_LR_POWER (DeepLab v2).
+def base_learning_rate(cfg: CfgNode) -> float:
+    """SOLVER.BASE_LR, times IMS_PER_BATCH / REFERENCE_BATCH_SIZE where the latter is not 0 (Goyal et al., 2017).
 
     Raises:
-        UserError: an unknown name.
+        UserError: REFERENCE_BATCH_SIZE below 0, or beside REFERENCE_WORLD_SIZE, which scales the rate too.
     """
-    name = cfg.SOLVER.LR_SCHEDULER_NAME
-    if name not in SCHEDULES:
-        raise UserError(f"SOLVER.LR_SCHEDULER_NAME {name!r}: takes one of {', '.join(SCHEDULES)}")
-    if name != "WarmupPolyLR":
-        return build_detectron2_lr_scheduler(cfg, optimizer)
-    warmed = WarmupParamScheduler(
-        PolynomialDecayParamScheduler(1.0, cfg.SOLVER.POLY_LR_POWER),
-        cfg.SOLVER.WARMUP_FACTOR,
-        min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),
-        cfg.SOLVER.WARMUP_METHOD,
+    solver = cfg.SOLVER
+    reference = solver.REFERENCE_BATCH_SIZE
+    if not reference:
+        return solver.BASE_LR
+    if reference < 0 or solver.REFERENCE_WORLD_SIZE:
+        raise UserError(f"SOLVER.REFERENCE_BATCH_SIZE {reference}: takes a number >= 0, 0 beside REFERENCE_WORLD_SIZE")
+    scaled = solver.BASE_LR * solver.IMS_PER_BATCH / reference
+    logger.info(
+        "learning rate %g: BASE_LR %g times IMS_PER_BATCH %d / REFERENCE_BATCH_SIZE %d",
+        *(scaled, solver.BASE_LR, solver.IMS_PER_BATCH, reference),
     )
-    return LRMultiplier(optimizer, multiplier=warmed, max_iter=cfg.SOLVER.MAX_ITER)
+    return scaled

@@ -16,12 +16,13 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from seg_ext.checkpoint import Checkpointer
 from seg_ext.engine.evaluate import Results, evaluate
 from seg_ext.engine.hooks import LogLines, ProgressBar, StopOnSignal
-from seg_ext.engine.loaders import build_test_loader, build_train_loader
+from seg_ext.engine.loaders import ReportSkipped, build_test_loader, build_train_loader
+from seg_ext.engine.schedule_free import AveragedCheckpointer, averaged_weights, trained_weights
+from seg_ext.engine.schedules import build_lr_scheduler
 from seg_ext.engine.setup import interactive
-from seg_ext.engine.solver import build_lr_scheduler, build_optimizer
+from seg_ext.engine.solver import build_optimizer
 
 
 class Trainer(DefaultTrainer):
@@ -36,9 +37,10 @@ class Trainer(DefaultTrainer):
         trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer(distribute(model), loader, optimizer)
         self.scheduler = build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        proxy = weakref.proxy(self)
+        self.checkpointer = AveragedCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, trainer=proxy)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
-        self.register_hooks(self.build_hooks())
+        self.register_hooks([*self.build_hooks(), ReportSkipped(loader, cfg.OUTPUT_DIR)])
 
     def build_hooks(self) -> list[HookBase]:
         """Timer, schedule, checkpoints, progress, evaluation; writers after it, for its scores; stopping last."""
@@ -64,7 +66,8 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> Results:
         """Train from ``start_iter`` to SOLVER.MAX_ITER; returns the last evaluation's results."""
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+        with trained_weights(self._trainer.optimizer):
+            TrainerBase.train(self, self.start_iter, self.max_iter)
         return getattr(self, "_last_eval_results", {})
 
     def _evaluate(self) -> Results:
@@ -72,12 +75,13 @@ class Trainer(DefaultTrainer):
         if comm.get_world_size() > 1:
             for buffer in model.buffers():  # each rank has BatchNorm statistics of its own: score those that are saved
                 dist.broadcast(buffer, 0)
-        self._last_eval_results = self.test(self.cfg, model)
+        with averaged_weights(self._trainer.optimizer):
+            self._last_eval_results = self.test(self.cfg, model)
         return self._last_eval_results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The model of MODEL.META_ARCHITECTURE on MODEL.DEVICE."""
+        """The model of MODEL.META_ARCHITECTURE on MODEL.DEVICE, with MODEL.BN's BatchNorm."""
         return build_model(cfg)
 
     @classmethod
@@ -87,7 +91,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """See :func:`seg_ext.engine.solver.build_lr_scheduler`."""
+        """See :func:`seg_ext.engine.schedules.build_lr_scheduler`."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod

@@ -14,6 +14,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from seg_ext.errors import UserError
+from seg_ext.modeling.batch_norm import configure_batch_norm
 from seg_ext.postprocess import fuse_panoptic
 
 
@@ -45,6 +46,7 @@ class PanopticSegmentor(nn.Module):
         overlap_threshold: float = 0.5,
         stuff_area: int = 4096,
         score_threshold: float = 0.5,
+        batch_norm: Mapping[str, Any] | None = None,
     ) -> None:
         """Assemble a model from its parts.
 
@@ -59,6 +61,7 @@ class PanopticSegmentor(nn.Module):
             overlap_threshold: see :func:`seg_ext.postprocess.fuse_panoptic`.
             stuff_area: likewise, pixels.
             score_threshold: likewise.
+            batch_norm: arguments of :func:`seg_ext.modeling.batch_norm.configure_batch_norm`.
         """
         super().__init__()
         if sem_seg_head is None and roi_heads is None:
@@ -77,6 +80,7 @@ class PanopticSegmentor(nn.Module):
             "stuff_area": stuff_area,
             "score_threshold": score_threshold,
         }
+        configure_batch_norm(self, **(batch_norm or {}))
 
     @classmethod
     def from_config(cls, cfg) -> dict[str, Any]:
@@ -97,6 +101,7 @@ class PanopticSegmentor(nn.Module):
             "overlap_threshold": combine.OVERLAP_THRESH,
             "stuff_area": combine.STUFF_AREA_LIMIT,
             "score_threshold": combine.INSTANCES_CONFIDENCE_THRESH,
+            "batch_norm": {key.lower(): value for key, value in model.BN.items()},
         }
 
     @property
