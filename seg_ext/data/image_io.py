@@ -219,4 +219,4 @@ def _channels(values: Array, format: str, path: str | Path) -> Array:
         luma = values[..., :3] @ _LUMA[:, None]
         return (luma + 32768 >> 16).astype(np.uint8) if values.dtype == np.uint8 else (luma / 65536).astype(np.float32)
     rgb = np.repeat(values[..., :1], 3, axis=2) if grey else values[..., :3]
-    return rgb[..., ::-1] if format == "BGR" else rgb
+    return cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGR) if format == "BGR" else rgb
