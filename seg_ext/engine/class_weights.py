@@ -120,12 +120,9 @@ def _counts(names: Sequence[str], file: Path, num_classes: int, ignore: int) -> 
     if not records:
         raise UserError(f"DATASETS.TRAIN {', '.join(names)}: no label maps to take class weights from")
     key = _content(names, records, num_classes, ignore)
-    try:
-        stored = json.loads(file.read_text())
-        if stored["content"] == key:
-            return ClassCounts(*(np.array(stored[field], np.int64) for field in ClassCounts._fields))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or one that a stopped run left: count
+    stored = _stored(file, key)
+    if stored is not None:
+        return stored
     counts = count_classes(records, num_classes=num_classes, ignore=ignore)
     data = {"content": key, **{field: numbers.tolist() for field, numbers in counts._asdict().items()}}
     partial_file = file.with_suffix(f".json.{os.getpid()}.partial")  # several processes may count at once
@@ -136,6 +133,16 @@ def _counts(names: Sequence[str], file: Path, num_classes: int, ignore: int) -> 
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {file.parent}: cannot be written: {error.strerror}") from error
     return counts
+
+
+def _stored(file: Path, key: str) -> ClassCounts | None:
+    """The counts of an earlier run over the same files; None where there is none, or half of one."""
+    try:
+        stored = json.loads(file.read_text())
+        fields = (np.array(stored[field], np.int64) for field in ClassCounts._fields)
+        return ClassCounts(*fields) if stored["content"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _content(names: Sequence[str], records: Sequence[Record], num_classes: int, ignore: int) -> str:

@@ -137,9 +137,21 @@ def _convolve_transposed(
 def _pool(
     input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Tensor:
-    if dilation not in (1, (1, 1), [1, 1]):
-        raise NotImplementedError("max pool with dilation")
-    return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad=False)
+    if dilation in (1, (1, 1), [1, 1]):
+        return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad=False)
+    kernel, step, pad, rate = (_pair(x) for x in (kernel_size, stride or kernel_size, padding, dilation))
+    size = F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode).shape[2:]
+    ends = [
+        max((n - 1) * s + r * (k - 1) + 1 - side - p, 0)
+        for n, s, r, k, side, p in zip(size, step, rate, kernel, input.shape[2:], pad, strict=True)
+    ]
+    ones = input.new_ones(input.shape[1], 1, *kernel)
+    padded = F.pad(input, (pad[1], ends[1], pad[0], ends[0]))
+    return _scaled(F.conv2d(padded, ones, None, step, 0, rate, groups=input.shape[1]))[..., : size[0], : size[1]]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 Outputs = Callable[[Tensor], Mapping[str, Tensor]]

@@ -364,3 +364,11 @@ def test_a_size_that_the_network_cannot_take_is_refused():
 
 def test_the_default_size_without_a_crop():
     assert training_size(load_config("camvid/segnet_vgg16.yaml")) == (512, 512)
+
+
+@pytest.mark.parametrize(("stride", "ceil"), [(1, False), (2, True)])
+def test_a_dilated_pool_sees_its_dilated_window(stride: int, ceil: bool) -> None:
+    pool = torch.nn.MaxPool2d(3, stride, padding=1, dilation=2, ceil_mode=ceil)
+    fields = receptive_fields(lambda image: {"pool": pool(image)}, 40, 41)
+    first, last = fields["pool"]
+    assert last - first + 1 == 5

@@ -206,17 +206,21 @@ def _has_colors(record: Record, rules: Rules) -> bool:
 
 def _read_ids(record: Record, rules: Rules) -> tuple[Array, Array]:
     """Ids as they are stored, and train ids; of label maps in colour or one-hot only the latter, twice."""
-    if not _has_colors(record, rules):
-        try:
-            raw = read_stored_ids(record)
-        except UserError:
-            pass  # one-hot, or damaged: the reader below knows
-        else:
-            label_map = _label_map(record, rules)
-            return raw, map_ids(raw, label_intervals(label_map)) if label_map else raw
+    raw = None if _has_colors(record, rules) else _stored_ids(record)
+    if raw is not None:
+        label_map = _label_map(record, rules)
+        return raw, map_ids(raw, label_intervals(label_map)) if label_map else raw
     count = len(rules.classes) or None
     labels = read_record_label(record, rules.metadata, num_classes=count, ignore=rules.ignore)
     return labels, labels
+
+
+def _stored_ids(record: Record) -> Array | None:
+    """None of a label map that is one-hot or damaged, which reading it by its rules tells apart."""
+    try:
+        return read_stored_ids(record)
+    except UserError:
+        return None
 
 
 def _label_code(error: UserError) -> str:

@@ -45,7 +45,7 @@ def test_members_land_in_the_folder_and_leave_with_it(tmp_path: Path, kind) -> N
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("member", ["../out.txt", "in/../../out.txt", "/tmp/out.txt", "..\\out.txt", "C:/out.txt"])
+@pytest.mark.parametrize("member", ["../out.txt", "in/../../out.txt", "/out.txt", "..\\out.txt", "C:/out.txt"])
 def test_a_member_that_leads_out_is_refused_by_name(tmp_path: Path, kind, member: str) -> None:
     name, make = kind
     (tmp_path / "in").mkdir()
