@@ -31,7 +31,14 @@ _GROUND, _INK = (24, 27, 32), (255, 255, 255)
 
 def truth_sheet(reports: Sequence[Report]) -> bytes:
     """A PNG of the reports' examples, the image beside each kind of its ground truth."""
-    return _grid([strip for report in reports for strip in _truth_strips(report)])
+    named = len(reports) > 1
+    return _grid(
+        [
+            (f"{report.name}: {caption}" if named else caption, pictures)
+            for report in reports
+            for caption, pictures in _truth_strips(report)
+        ]
+    )
 
 
 def mapped_sheet(
@@ -51,7 +58,8 @@ def mapped_sheet(
         name, record = records[index]
         with seeded(seed, index):
             mapped = mapper(record, pool)
-        strips.append((Path(record["file_name"]).name, list(_mapped_panels(mapped, mapper, name))))
+        caption = f"{name}: " * (len({name for name, _ in records}) > 1) + Path(record["file_name"]).name
+        strips.append((caption, list(_mapped_panels(mapped, mapper, name))))
     return _grid(strips)
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 HELP = "prepare data sets, check them, look at them"
 _TRAIN = re.compile("(^|_)train(val|aug|ing)?(_|$)")
+PREPARED = (
+    *("nuclei", "camvid", "voc", "isbi2012", "nerve", "dsb2018", "potsdam", "aerial_dubai"),
+    *("ade20k", "coco", "coco_stuff", "cityscapes"),
+)
 OPTIONS = (
     ("tile", int, "potsdam: side of the crops in pixels (512)"),
     ("overlap", int, "potsdam: overlap of training crops in pixels (0)"),
@@ -30,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     text = "Fetch a data set, or bring a downloaded one into its layout; a second call does what is missing."
     prepare = actions.add_parser("prepare", help="fetch or convert a data set", description=text)
-    prepare.add_argument("name", metavar="NAME", help="nuclei, isbi2012, dsb2018, potsdam, aerial_dubai, voc or coco")
+    prepare.add_argument("name", metavar="NAME", help=f"{', '.join(PREPARED[:-1])} or {PREPARED[-1]}")
     prepare.add_argument(
         "--root", type=Path, metavar="DIR", help="folder of all data sets (default: $DETECTRON2_DATASETS, or datasets)"
     )
@@ -103,7 +107,7 @@ def _check(args: argparse.Namespace) -> int:
     if cfg is None:
         _require_known(args.names)
         names = args.names
-        train = [name for name in names if _TRAIN.search(name)]
+        train = [name for name in names if _TRAIN.search(name) and not name.endswith(("_val", "_test"))]
         test = [name for name in names if name not in train]
     else:
         train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)

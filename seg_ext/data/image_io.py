@@ -64,7 +64,8 @@ def read_image(path: str | Path, format: str = "BGR", *, bands: int | None = Non
     else:
         image = _channels(_of_eight_bits(path, pixels, format), format, path)
     check_bands(str(path), image, bands)
-    return np.array(image, order="C")
+    is_new = image.base is None and image.flags.c_contiguous and image.flags.writeable
+    return image if is_new else np.array(image, order="C")
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -81,6 +81,25 @@ def test_all_splits_of_a_data_yaml_are_checked(toy_folder: Path, tmp_path: Path,
             MetadataCatalog.pop(name)
 
 
+def test_a_leak_between_the_splits_of_a_data_yaml_is_an_error_whatever_its_name(tmp_path: Path, capsys) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for stem in ("a", "b"):
+            cv2.imwrite(str(tmp_path / kind / f"{stem}.png"), np.eye(16, dtype=np.uint8))
+    places = "images: images\nmasks: masks\nclasses: [ground, box]\nsplit: {train: train.txt, val: val.txt}\n"
+    (tmp_path / "data.yaml").write_text(f"name: all_train\n{places}")
+    for split, stem in (("train", "a"), ("val", "b")):
+        (tmp_path / f"{split}.txt").write_text(stem)
+    try:
+        assert main(["data", "check", "--data", str(tmp_path / "data.yaml"), "--json", "-"]) == 1
+        train, val = json.loads(capsys.readouterr().out)["data_sets"]
+        assert train["errors"] == 0 and [fault["code"] for fault in val["faults"]] == ["leaked_image"]
+    finally:
+        for name in ("all_train_train", "all_train_val"):
+            DatasetCatalog.pop(name)
+            MetadataCatalog.pop(name)
+
+
 def test_the_sheet_has_a_panel_for_image_and_label_of_each_example(toy: str, tmp_path: Path) -> None:
     assert main(["data", "check", toy, "--sheet", str(tmp_path / "sheet.png")]) == 0
     sheet = cv2.imread(str(tmp_path / "sheet.png"))

@@ -183,13 +183,16 @@ def test_the_record_is_not_changed_and_the_mapper_travels_to_workers(record: dic
     assert torch.equal(first["image"], mapper(record)["image"])
 
 
-def test_padding_is_ignored_in_labels_absent_from_masks_and_the_mean_in_images(record: dict[str, Any]) -> None:
+@pytest.mark.parametrize("ignore", [1, -1, 300])
+def test_padding_is_ignored_in_labels_absent_from_masks_and_the_mean_in_images(
+    record: dict[str, Any], ignore: int
+) -> None:
     crop = {"NAME": "RandomScaleCrop", "size": [60, 80]}
-    cfg = config(crop, MODEL__PIXEL_MEAN=[10.0, 20.0, 30.0], MODEL__SEM_SEG_HEAD__IGNORE_VALUE=1)
+    cfg = config(crop, MODEL__PIXEL_MEAN=[10.0, 20.0, 30.0], MODEL__SEM_SEG_HEAD__IGNORE_VALUE=ignore)
     mapped = SegMapper(cfg, is_train=True)(record)
     outside = torch.ones(60, 80, dtype=torch.bool)
     outside[:HEIGHT, :WIDTH] = False
-    assert (mapped["sem_seg"][outside] == 1).all()
+    assert (mapped["sem_seg"][outside] == ignore).all()
     assert not mapped["instances"].gt_masks.tensor[:, outside].any()
     assert mapped["image"][:, -1, -1].tolist() == [10, 20, 30]
 

@@ -64,7 +64,8 @@ def check_data(
                 findings += seen.add(scan.digest, name, record["file_name"], tested=name in test and name not in train)
         shown = [source.records[index] for index in tally.rarest(examples)]
         faults = group([*findings, *tally.findings()])
-        reports.append(Report(name, source.looked_at, faults, tally.statistics(), shown))
+        trained = name in train or name not in test
+        reports.append(Report(name, source.looked_at, faults, tally.statistics(), shown, trained))
     return reports
 
 

@@ -23,8 +23,8 @@ FAULTS: dict[str, Kind] = {
     ),
     "bad_json": Kind(
         "error",
-        "an annotation file is missing or not in COCO's format",
-        "write it again: an object with the lists images, annotations and categories",
+        "an annotation file that is missing, or not in its format",
+        "put it in place, or write it again: COCO's is an object with the lists images, annotations and categories",
     ),
     "missing_image": Kind("error", "no image file", "add the image, or take its entry out of the annotations"),
     "missing_label": Kind("error", "no label map for an image", "add a label map of the same name, or move the image"),

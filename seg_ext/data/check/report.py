@@ -20,6 +20,7 @@ class Report:
         faults: errors first.
         statistics: of :meth:`seg_ext.data.check.tally.Tally.statistics`.
         examples: records without errors, those of the rarest classes first.
+        trained: whether it is trained on, as far as that is known: the text then says what a config can take over.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Report:
     faults: list[Fault]
     statistics: dict[str, Any]
     examples: list[Record]
+    trained: bool = True
 
     def count(self, severity: str) -> int:
         """Faults that are an "error" or a "warning"."""
@@ -70,7 +72,7 @@ def as_text(report: Report, *, limit: int = 5) -> str:
     statistics = report.statistics
     tables = {"sizes": _sizes, "classes": _classes, "objects": _objects}
     blocks += [table(statistics[key]) for key, table in tables.items() if key in statistics]
-    return "\n\n".join([*blocks, *_yaml(statistics)])
+    return "\n\n".join([*blocks, *(_yaml(statistics) if report.trained else ())])
 
 
 def _fault(fault: Fault, limit: int) -> str:
@@ -91,7 +93,7 @@ def _sizes(sizes: dict[str, Any]) -> str:
 def _classes(classes: dict[str, Any]) -> str:
     rows: list[tuple[str, ...]] = [("class", "pixels", "share", "images", "median-frequency weight")]
     for row in (row for row in classes["rows"] if row["pixels"]):
-        share = f"{100 * row['share']:.2f} %"
+        share = f"{100 * row['share']:.2f} %" if row["share"] >= 5e-5 else "< 0.01 %"
         rows.append((row["name"], f"{row['pixels']}", share, f"{row['images']}", f"{row['weight']:.4g}"))
     ignored = classes["ignored_pixels"]
     return f"{_table(rows)}\nignored: {ignored} pixels, {100 * ignored / (classes['pixels'] + ignored):.2f} %"
@@ -114,7 +116,9 @@ def _yaml(statistics: dict[str, Any]) -> list[str]:
     lines = []
     if "channels" in statistics:
         channels = statistics["channels"]
-        lines += [f"INPUT: {{FORMAT: {channels['format']}}}", "MODEL:"]
+        grey = channels["format"] == "BGR" and all(len(set(channels[key])) == 1 for key in ("pixel_mean", "pixel_std"))
+        note = "  # all images are grey: with L, and one value each, the model takes one channel" * grey
+        lines += [f"INPUT: {{FORMAT: {channels['format']}}}{note}", "MODEL:"]
         lines += [f"  {key.upper()}: {_numbers(channels[key])}" for key in ("pixel_mean", "pixel_std")]
     if "classes" in statistics:
         weights = _numbers([row["weight"] for row in statistics["classes"]["rows"]])

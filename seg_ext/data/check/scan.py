@@ -106,7 +106,10 @@ def scan_record(record: Record, rules: Rules) -> Scan:
     scan = Scan()
     _scan_image(record, rules, scan)
     if "sem_seg_file_name" in record:
-        _scan_label(record, rules, scan)
+        in_panoptic = record["sem_seg_file_name"] == record.get("pan_seg_file_name")  # which is looked at for itself
+        label = Scan(size=scan.size) if in_panoptic else scan
+        _scan_label(record, rules, label)
+        scan.pixels = label.pixels
     if "pan_seg_file_name" in record:
         _scan_panoptic(record, rules, scan)
     size = scan.size

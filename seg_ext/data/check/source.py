@@ -15,6 +15,9 @@ from detectron2.structures import BoxMode
 
 from seg_ext.data.check.faults import Finding
 from seg_ext.data.datasets.folder import files_by_stem
+from seg_ext.data.datasets.labelme import check_labels, labelme_record, read_shapes
+from seg_ext.data.datasets.split import choose_all
+from seg_ext.data.image_io import image_size
 from seg_ext.errors import UserError
 
 Record = dict[str, Any]
@@ -46,7 +49,7 @@ class Source:
         self.findings.append(Finding(code, str(file), detail))
 
 
-Reader = Callable[[Source, list[Record] | None], list[Record] | None]
+Reader = Callable[[Source, list[Record] | None, str], list[Record] | None]
 
 
 def read_source(name: str) -> Source:
@@ -55,18 +58,25 @@ def read_source(name: str) -> Source:
     records, reason = _loaded(name)
     meta = source.metadata
     has_coco = meta.get("evaluator_type") in _COCO
+    kind, annotations = meta.get("annotated_by", ("", ""))  # of a data.yaml
     if reason is not None:
-        source.find("not_loaded", name, reason)
-        is_part = meta.get("defined_in")  # a data.yaml, which says what images of the folder are in it
-        if is_part or not meta.get("image_root") or not Path(meta.image_root).is_dir():
+        source.find("not_loaded", name, reason.removeprefix(f"data set {name}: "))
+        if meta.get("pairs"):
+            records = _of_pairs(source)
+        elif not meta.get("image_root") or not Path(meta.image_root).is_dir():
             source.looked_at = False
             return source
-    if has_coco and meta.get("image_root") and (records is None or any("annotations" in r for r in records)):
-        records = _guarded(_with_instances, source, records, "json_file")
-    if has_coco and meta.get("panoptic_json") and meta.get("panoptic_root"):
-        records = _guarded(_with_segments, source, records, "panoptic_json")
-    if meta.get("image_root") and meta.get("sem_seg_root"):
-        records = _with_folders(source, records)
+    file = annotations if kind == "coco" else meta.get("json_file")
+    if has_coco and file and meta.get("image_root") and (records is None or any("annotations" in r for r in records)):
+        records = _guarded(_with_instances, source, records, file)
+    derived = kind == "coco" and reason is not None  # not made, then
+    if has_coco and meta.get("panoptic_json") and meta.get("panoptic_root") and kind != "labelme" and not derived:
+        records = _guarded(_with_segments, source, records, meta.panoptic_json)
+    if kind == "labelme" and records is None:
+        records = _with_labelme(source, Path(annotations))
+    labels = annotations if kind == "masks" else meta.get("sem_seg_root")
+    if meta.get("image_root") and labels:
+        records = _with_folders(source, records, labels)
     source.looked_at = records is not None
     source.records = records or []
     _check_maps(source)
@@ -85,19 +95,29 @@ def _loaded(name: str) -> tuple[list[Record] | None, str | None]:
         return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _guarded(read: Reader, source: Source, records: list[Record] | None, key: str) -> list[Record] | None:
+def _of_pairs(source: Source) -> list[Record] | None:
+    """Records of an image and its label map each, whether they are there or not."""
+    try:
+        pairs = source.metadata.pairs()
+    except (UserError, OSError):
+        return None
+    return [{"image_id": i, "file_name": str(image), "sem_seg_file_name": str(label)} for i, image, label in pairs]
+
+
+def _guarded(read: Reader, source: Source, records: list[Record] | None, file: str) -> list[Record] | None:
     """What a reader gives; the records as they were where the file is not built as it takes it."""
     try:
-        return read(source, records)
+        return read(source, records, file)
+    except UserError:
+        return records  # which images are in it is not clear, as the loader has said
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        source.find("bad_json", source.metadata.get(key), f"{type(error).__name__}: {error}")
+        source.find("bad_json", file, f"{type(error).__name__}: {error}")
         return records
 
 
-def _with_instances(source: Source, records: list[Record] | None) -> list[Record] | None:
-    """Records with the annotations of ``json_file`` as they are in it, or its images where there are no records."""
-    file = source.metadata.get("json_file")
-    content = _read(source, file, ("images", "annotations", "categories")) if file else None
+def _with_instances(source: Source, records: list[Record] | None, file: str) -> list[Record] | None:
+    """Records with the annotations of ``file`` as they are in it, or its images where there are no records."""
+    content = _read(source, file, ("images", "annotations", "categories"))
     if content is None:
         return records
     for key, what in (("image", "images"), ("annotation", "annotations"), ("category", "categories")):
@@ -120,9 +140,9 @@ def _with_instances(source: Source, records: list[Record] | None) -> list[Record
     return [record | {"annotations": by_image.get(record["image_id"], [])} for record in records]
 
 
-def _with_segments(source: Source, records: list[Record] | None) -> list[Record] | None:
-    """Records with the PNG and the segments that ``panoptic_json`` lists for them."""
-    meta, file = source.metadata, source.metadata.panoptic_json
+def _with_segments(source: Source, records: list[Record] | None, file: str) -> list[Record] | None:
+    """Records with the PNG and the segments that ``file`` lists for them."""
+    meta = source.metadata
     content = _read(source, file, ("annotations",))
     if content is None:
         return records
@@ -160,34 +180,73 @@ def _segment(source: Source, annotation: Record, segment: Record, maps: Maps) ->
     return segment | {"category_id": maps[not isthing][category], "isthing": isthing}
 
 
-def _with_folders(source: Source, records: list[Record] | None) -> list[Record] | None:
+def _with_labelme(source: Source, folder: Path) -> list[Record] | None:
+    """Records of the split's images; a JSON file with something wrong in it gives none."""
+    meta = source.metadata
+    try:
+        images = files_by_stem(source.name, Path(meta.image_root))
+        files = {file.stem: file for file in sorted(folder.glob("*.json"))}
+        chosen = meta.choose(images.get(stem, file).name for stem, file in files.items())
+    except (UserError, OSError):
+        return None
+    records = []
+    for stem, file in files.items():
+        if stem not in images and file.name in chosen:
+            source.find("missing_image", file, f"nothing of this name in {meta.image_root}")
+        elif stem in images and images[stem].name in chosen:
+            try:
+                shapes = read_shapes(file, image_size(images[stem]))
+                check_labels(source.name, {file: shapes}, meta.thing_classes)
+                records.append(labelme_record(file, images[stem], shapes, meta.thing_classes))
+            except UserError as error:
+                text = error.line.removeprefix(f"data set {source.name}: ").removeprefix(f"{file}: ")
+                marks = {"is not in classes": "unknown_category", "says its image": "recorded_size", "JSON": "bad_json"}
+                source.find(next((c for mark, c in marks.items() if mark in text), "bad_annotation"), file, text)
+    return records
+
+
+def _with_folders(source: Source, records: list[Record] | None, label_root: str) -> list[Record] | None:
     """Records with their label maps, by name; and what has no partner, where no other data set may want it."""
     meta = source.metadata
     try:
-        images, labels = (files_by_stem(source.name, Path(meta.get(key))) for key in ("image_root", "sem_seg_root"))
+        images, labels = (files_by_stem(source.name, Path(root)) for root in (meta.image_root, label_root))
+        chosen = meta.get("choose", choose_all)(file.name for file in (labels | images).values())
     except (UserError, OSError):
         return records
     if records is None or not any("sem_seg_file_name" in record for record in records):
-        known = records if records is not None else [{"file_name": str(f), "image_id": s} for s, f in images.items()]
-        records = []
-        for record in known:
-            label = labels.get(Path(record["file_name"]).stem)
-            if label is None:
-                source.find("missing_label", record["file_name"], f"nothing of this name in {meta.sem_seg_root}")
-            records.append(record | ({"sem_seg_file_name": str(label)} if label else {}))
+        found = [{"file_name": str(f), "image_id": s} for s, f in images.items() if f.name in chosen]
+        records = [
+            _with_label(source, record, labels, label_root) for record in (found if records is None else records)
+        ]
     if meta.get("evaluator_type") == "sem_seg":
         used = {Path(record["file_name"]).stem for record in records}
-        rest = {"image": images.keys() - used, "sem_seg": labels.keys() - images.keys()}
-        for key, code, files in (("image", "unused_image", images), ("sem_seg", "unused_label", labels)):
-            for stem in sorted(rest[key]) if not _shared(source, f"{key}_root") else ():
+        rest = {"image_root": images.keys() - used, "sem_seg_root": labels.keys() - images.keys()}
+        for key, code, files in (("image_root", "unused_image", images), ("sem_seg_root", "unused_label", labels)):
+            for stem in sorted(rest[key]) if not _shared(source, key) else ():
                 source.find(code, files[stem])
     return records
 
 
+def _with_label(source: Source, record: Record, labels: Mapping[str, Path], root: str) -> Record:
+    label = labels.get(Path(record["file_name"]).stem)
+    if label is None:
+        source.find("missing_label", record["file_name"], f"nothing of this name in {root}")
+    return record | ({"sem_seg_file_name": str(label)} if label else {})
+
+
 def _shared(source: Source, key: str) -> bool:
-    """Whether another data set has the same folder."""
-    own = source.metadata.get(key)
-    return any(MetadataCatalog.get(name).get(key) == own for name in DatasetCatalog.list() if name != source.name)
+    """Whether another data set has the same folder; of the splits of a data.yaml the first one counts alone."""
+    own = _root(source.metadata, key)
+    others = [name for name in DatasetCatalog.list() if _root(MetadataCatalog.get(name), key) == own]
+    yaml = source.metadata.get("defined_in")
+    if yaml and key == "sem_seg_root" and all(MetadataCatalog.get(name).get("defined_in") == yaml for name in others):
+        return others[0] != source.name
+    return len(others) > 1
+
+
+def _root(meta: Metadata, key: str) -> str | None:
+    kind, annotations = meta.get("annotated_by", ("", ""))
+    return annotations if key == "sem_seg_root" and kind == "masks" else meta.get(key)
 
 
 def _read(source: Source, file: str, keys: tuple[str, ...]) -> dict[str, Any] | None:
@@ -214,7 +273,9 @@ def _listed(source: Source, file: str, images: list[Record]) -> list[Record]:
         size: Record = {key: image[key] for key in ("height", "width") if key in image}
         path = Path(source.metadata.image_root) / image["file_name"]
         records.append({"file_name": str(path), "image_id": image["id"], **size})
-    return records
+    names = [image["file_name"] for image in images if {"id", "file_name"} <= image.keys()]
+    chosen = source.metadata.get("choose", choose_all)(names)
+    return [record for record, name in zip(records, names, strict=True) if name in chosen]
 
 
 def _find_twice(source: Source, code: str, file: str, ids: Iterable[Any]) -> None:

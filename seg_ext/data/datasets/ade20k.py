@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
 from seg_ext.data.datasets import catalog
-from seg_ext.data.datasets.catalog import root_hint
+from seg_ext.data.datasets.catalog import Records, root_hint
 from seg_ext.data.datasets.folder import load_folder, semantic_metadata
 
 CLASSES = [name.split(",")[0].strip() for name in ADE20K_SEM_SEG_CATEGORIES]  # the first of each one's synonyms
@@ -39,8 +39,19 @@ def register(root: Path) -> None:
     order, but read converted labels (annotations_detectron2); these need no conversion. For research and education;
     the images belong to their owners.
     """
-    hint = f"unpack ADEChallengeData2016.zip of sceneparsing.csail.mit.edu, or {root_hint(root, FOLDER)}"
-    for split, folder in SPLITS.items():
-        name, base = f"ade20k_150_{split}", root / FOLDER
-        load = partial(load_folder, name, base / "images" / folder, base / "annotations" / folder, hint=hint)
-        catalog.register(name, load, label_map=LABEL_MAP, **semantic_metadata(CLASSES, COLORS))
+    for split in SPLITS:
+        name = f"ade20k_150_{split}"
+        metadata = semantic_metadata(CLASSES, COLORS, folders=_folders(root, split))
+        catalog.register(name, partial(load, name, root, split), label_map=LABEL_MAP, **metadata)
+
+
+def load(name: str, root: Path, split: str) -> Records:
+    """Records of a split of the data set under ``root``."""
+    hint = f"run `seg-ext data prepare ade20k` or {root_hint(root, FOLDER)}"
+    return load_folder(name, *_folders(root, split), hint=hint)
+
+
+def _folders(root: Path, split: str) -> tuple[Path, Path]:
+    """Of images and of annotations."""
+    base = root / FOLDER
+    return base / "images" / SPLITS[split], base / "annotations" / SPLITS[split]

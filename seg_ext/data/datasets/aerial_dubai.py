@@ -32,5 +32,6 @@ def register(root: Path) -> None:
     hint = f"run `seg-ext data prepare aerial_dubai --source DIR` or {root_hint(root, 'aerial_dubai')}"
     for split in SPLITS:
         name, base = f"aerial_dubai_{split}", root / "aerial_dubai" / split
-        load = partial(load_folder, name, base / "images", base / "labels", hint=hint)
-        catalog.register(name, load, **semantic_metadata(list(CLASSES), list(CLASSES.values())))
+        folders = base / "images", base / "labels"
+        metadata = semantic_metadata(list(CLASSES), list(CLASSES.values()), folders=folders)
+        catalog.register(name, partial(load_folder, name, *folders, hint=hint), **metadata)

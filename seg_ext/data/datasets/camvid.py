@@ -36,11 +36,14 @@ def register(root: Path) -> None:
 
     Layout: ``{train,val,test}/NAME.jpg`` or ``.png`` and ``{train,val,test}annot/NAME.png`` with ids 0..10, 11 void.
     """
-    metadata = semantic_metadata(list(CLASSES), list(CLASSES.values()))
+    base = root / "camvid"
     for name, splits in SPLITS.items():
-        catalog.register(name, partial(_load, name, root, splits), label_map=LABEL_MAP, **metadata)
+        folders = (base / splits[0], base / f"{splits[0]}annot") if len(splits) == 1 else None
+        metadata = semantic_metadata(list(CLASSES), list(CLASSES.values()), folders=folders)
+        catalog.register(name, partial(load, name, root, splits), label_map=LABEL_MAP, **metadata)
 
 
-def _load(name: str, root: Path, splits: tuple[str, ...]) -> Records:
-    base, hint = root / "camvid", root_hint(root, "camvid")
+def load(name: str, root: Path, splits: tuple[str, ...]) -> Records:
+    """Records of some splits of the data set under ``root``."""
+    base, hint = root / "camvid", f"run `seg-ext data prepare camvid` or {root_hint(root, 'camvid')}"
     return [r for split in splits for r in load_folder(name, base / split, base / f"{split}annot", hint=hint)]

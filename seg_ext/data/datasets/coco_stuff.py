@@ -10,7 +10,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from seg_ext.data.datasets import catalog
 from seg_ext.data.datasets.catalog import Records, require, root_hint
 from seg_ext.data.datasets.folder import files_by_stem, semantic_metadata
-from seg_ext.data.datasets.pairs import load_pairs
+from seg_ext.data.datasets.pairs import Pair, load_pairs
 
 THINGS = {c["id"]: str(c["name"]) for c in COCO_CATEGORIES if c["isthing"]}  # 1..90, with gaps
 STUFF = (  # 92..182
@@ -39,13 +39,17 @@ def register(root: Path) -> None:
     """
     for split in ("train", "val"):
         name = f"coco_stuff_171_{split}"
-        metadata = semantic_metadata(list(CATEGORIES.values()))
-        catalog.register(name, partial(_load, name, root, f"{split}2017"), label_map=LABEL_MAP, **metadata)
+        metadata = semantic_metadata(list(CATEGORIES.values())) | {"pairs": partial(_pairs, name, root, f"{split}2017")}
+        catalog.register(name, partial(load, name, root, f"{split}2017"), label_map=LABEL_MAP, **metadata)
 
 
-def _load(name: str, root: Path, split: str) -> Records:
-    hint = f"unpack stuffthingmaps_trainval2017.zip of github.com/nightrome/cocostuff, or {root_hint(root, 'coco')}"
+def load(name: str, root: Path, split: str) -> Records:
+    """Records of ``train2017`` or ``val2017`` of the data set under ``root``."""
+    return load_pairs(name, _pairs(name, root, split), hint="but the pixel maps have its labels")
+
+
+def _pairs(name: str, root: Path, split: str) -> list[Pair]:
+    hint = f"run `seg-ext data prepare coco_stuff` or {root_hint(root, 'coco')}"
     images = require(name, root / "coco" / split, hint)
     labels = require(name, root / "coco" / "annotations" / "stuffthingmaps" / split, hint)
-    pairs = ((stem, images / f"{stem}.jpg", file) for stem, file in files_by_stem(name, labels).items())
-    return load_pairs(name, pairs, hint=f"but {labels} has its labels")
+    return [(stem, images / f"{stem}.jpg", file) for stem, file in files_by_stem(name, labels).items()]

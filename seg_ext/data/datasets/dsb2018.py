@@ -28,8 +28,9 @@ def register(root: Path) -> None:
     hint = f"run `seg-ext data prepare dsb2018` or {root_hint(root, 'dsb2018')}"
     for split in SPLITS:
         name, images = f"dsb2018_sem_seg_{split}", base / split / "images"
-        load = partial(load_folder, name, images, base / split / "labels", hint=hint)
-        catalog.register(name, load, label_map=LABEL_MAP, **semantic_metadata(CLASSES))
+        folders = images, base / split / "labels"
+        load = partial(load_folder, name, *folders, hint=hint)
+        catalog.register(name, load, label_map=LABEL_MAP, **semantic_metadata(CLASSES, folders=folders))
         register_coco_instances(
             f"dsb2018_instances_{split}",
             base / f"instances_{split}_rle.json",

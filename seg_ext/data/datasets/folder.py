@@ -68,9 +68,8 @@ def register_folder(
         Path(labels),
         hint="check the folders it was registered with",
     )
-    metadata = semantic_metadata(classes, colors, ignore_label)
-    folders: dict[str, Any] = {"image_root": str(images), "sem_seg_root": str(labels)}
-    register(name, load, label_map=label_map, label_colors=label_colors, **metadata, **folders)
+    metadata = semantic_metadata(classes, colors, ignore_label, folders=(images, labels))
+    register(name, load, label_map=label_map, label_colors=label_colors, **metadata)
 
 
 def register_from_config_list(entries: Sequence[Mapping[str, Any]]) -> None:
@@ -146,10 +145,15 @@ def files_by_stem(name: str, folder: Path) -> dict[str, Path]:
 
 
 def semantic_metadata(
-    classes: Sequence[str], colors: Sequence[Sequence[int]] | None = None, ignore_label: int = 255
+    classes: Sequence[str],
+    colors: Sequence[Sequence[int]] | None = None,
+    ignore_label: int = 255,
+    *,
+    folders: tuple[str | Path, str | Path] | None = None,
 ) -> dict[str, Any]:
-    """detectron2's metadata of a semantic data set."""
-    return {
+    """detectron2's metadata of a semantic data set, also of its folders of images and of label maps."""
+    roots = dict(zip(("image_root", "sem_seg_root"), map(str, folders), strict=True)) if folders else {}
+    return roots | {
         "evaluator_type": "sem_seg",
         "stuff_classes": list(classes),
         "stuff_colors": [tuple(color) for color in colors or palette(len(classes))],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -25,12 +26,17 @@ def register(root: Path) -> None:
     """
     for split in SPLITS:
         name = f"isbi2012_{split}"
-        metadata = semantic_metadata(list(CLASSES), list(CLASSES.values()))
-        catalog.register(name, partial(_load, name, root, split), **metadata)
+        folders = root / "isbi2012/train/images", root / "isbi2012/train/labels"
+        metadata = semantic_metadata(list(CLASSES), list(CLASSES.values()), folders=folders)
+        catalog.register(name, partial(_load, name, root, split), **metadata, choose=partial(_choose, split))
 
 
 def _load(name: str, root: Path, split: str) -> Records:
     base = root / "isbi2012" / "train"
     hint = f"run `seg-ext data prepare isbi2012` or {root_hint(root, 'isbi2012')}"
-    records = load_folder(name, base / "images", base / "labels", hint=hint)
-    return [r for i, r in enumerate(records) if split == "trainval" or every_fifth(i) == (split == "val")]
+    return load_folder(name, base / "images", base / "labels", hint=hint, choose=partial(_choose, split))
+
+
+def _choose(split: str, names: Iterable[str]) -> set[str]:
+    """Of the file names of all slices, those of a split."""
+    return {n for i, n in enumerate(sorted(names)) if split == "trainval" or every_fifth(i) == (split == "val")}

@@ -9,7 +9,7 @@ from pathlib import Path
 from seg_ext.data.datasets import catalog
 from seg_ext.data.datasets.catalog import Records, require, root_hint
 from seg_ext.data.datasets.folder import semantic_metadata
-from seg_ext.data.datasets.pairs import every_fifth, load_pairs
+from seg_ext.data.datasets.pairs import Pair, every_fifth, load_pairs
 from seg_ext.errors import UserError
 
 CLASSES = ("background", "nerve")
@@ -26,13 +26,17 @@ def register(root: Path) -> None:
     """
     for split in ("train", "val"):
         name = f"nerve_{split}"
-        catalog.register(name, partial(_load, name, root, split), label_map=LABEL_MAP, **semantic_metadata(CLASSES))
+        metadata = semantic_metadata(CLASSES) | {"pairs": partial(_pairs, name, root, split)}
+        catalog.register(name, partial(load, name, root, split), label_map=LABEL_MAP, **metadata)
 
 
-def _load(name: str, root: Path, split: str) -> Records:
-    hint = (
-        f"unpack train.zip of kaggle.com/c/ultrasound-nerve-segmentation as nerve/train, or {root_hint(root, 'nerve')}"
-    )
+def load(name: str, root: Path, split: str) -> Records:
+    """Records of a split of the data set under ``root``."""
+    return load_pairs(name, _pairs(name, root, split), hint="but every image has a mask beside it")
+
+
+def _pairs(name: str, root: Path, split: str) -> list[Pair]:
+    hint = f"run `seg-ext data prepare nerve` or {root_hint(root, 'nerve')}"
     folder = require(name, root / "nerve" / "train", hint)
     images = sorted(
         (int(match[1]), int(match[2]), file)
@@ -42,9 +46,8 @@ def _load(name: str, root: Path, split: str) -> Records:
     if not images:
         raise UserError(f"data set {name}: {folder} holds no S_I.tif; {hint}")
     held_out = {s for i, s in enumerate(sorted({subject for subject, _, _ in images})) if every_fifth(i)}
-    pairs = (
+    return [
         (file.stem, file, file.with_name(f"{file.stem}_mask.tif"))
         for subject, _, file in images
         if (subject in held_out) == (split == "val")
-    )
-    return load_pairs(name, pairs, hint="but every image has a mask beside it")
+    ]

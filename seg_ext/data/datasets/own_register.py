@@ -43,7 +43,12 @@ def register_own(entry: Entry, *, semantic: bool = True, instances: bool = True)
     """
     kind, names = kind_of(entry), split_names(entry)
     for split, name in names.items():
-        common = {"image_root": str(path_of(entry, "images", split)), "defined_in": entry["file"]}
+        common = {
+            "image_root": str(path_of(entry, "images", split)),
+            "defined_in": entry["file"],
+            "annotated_by": (kind, str(path_of(entry, kind, split))),
+            "choose": partial(choose, name, entry["split"], split),
+        }
         if kind == "masks":
             rules = {key: entry.get(key) for key in ("label_map", "label_colors")}
             metadata = semantic_metadata(entry["classes"], entry.get("colors"), entry.get("ignore", 255))

@@ -43,5 +43,6 @@ def register(root: Path) -> None:
     hint = f"run `seg-ext data prepare potsdam --source DIR` or {root_hint(root, 'potsdam')}"
     for name, (split, labels) in FOLDERS.items():
         base = root / "potsdam" / split
-        load = partial(load_folder, name, base / "images", base / labels, hint=hint)
-        catalog.register(name, load, **semantic_metadata(list(CLASSES), list(CLASSES.values())))
+        folders = base / "images", base / labels
+        metadata = semantic_metadata(list(CLASSES), list(CLASSES.values()), folders=folders)
+        catalog.register(name, partial(load_folder, name, *folders, hint=hint), **metadata)

@@ -9,7 +9,7 @@ from seg_ext.data.datasets import catalog
 from seg_ext.data.datasets.catalog import Records, require, root_hint
 from seg_ext.data.datasets.coco_instances import register_coco_instances
 from seg_ext.data.datasets.folder import semantic_metadata
-from seg_ext.data.datasets.pairs import load_pairs
+from seg_ext.data.datasets.pairs import Pair, load_pairs
 
 CLASSES = [
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -30,12 +30,12 @@ def register(root: Path) -> None:
     validation images, with labels in ``SegmentationClassAug/NAME.png``; the instances (Hariharan et al. 2014) are in
     ``instances_{train,val}.json``. ``seg-ext data prepare voc`` makes both. The images are Flickr's, under its terms.
     """
-    base, hint = root / "VOC2012", root_hint(root, "VOC2012")
-    prepared = f"run `seg-ext data prepare voc` or {hint}"
+    base = root / "VOC2012"
+    hint = f"run `seg-ext data prepare voc` or {root_hint(root, 'VOC2012')}"
     for split, folder in SPLITS.items():
         name = f"voc_sem_seg_{split}"
-        load = partial(_load, name, base, split, folder, hint=prepared if split == "trainaug" else hint)
-        catalog.register(name, load, **semantic_metadata(CLASSES))
+        metadata = semantic_metadata(CLASSES) | {"pairs": partial(_pairs, name, base, split, folder, hint)}
+        catalog.register(name, partial(load, name, base, split, folder, hint=hint), **metadata)
     for split in ("train", "val"):
         register_coco_instances(
             f"voc_instances_{split}",
@@ -43,11 +43,17 @@ def register(root: Path) -> None:
             base / "JPEGImages",
             thing_classes=CLASSES[1:],
             thing_ids={i + 1: i for i in range(20)},
-            hint=prepared,
+            hint=hint,
         )
 
 
-def _load(name: str, base: Path, split: str, folder: str, *, hint: str) -> Records:
-    names = require(name, base / "ImageSets" / "Segmentation" / f"{split}.txt", hint).read_text().split()
-    pairs = ((stem, base / "JPEGImages" / f"{stem}.jpg", base / folder / f"{stem}.png") for stem in names)
-    return load_pairs(name, pairs, hint=f"but {split}.txt lists it")
+def load(
+    name: str, base: Path, split: str, folder: str = "SegmentationClass", *, hint: str = "it is not in place"
+) -> Records:
+    """Records of the images that a list of ``base``, VOC2012, names, with label maps of one of its folders."""
+    return load_pairs(name, _pairs(name, base, split, folder, hint), hint=f"but {split}.txt lists it")
+
+
+def _pairs(name: str, base: Path, split: str, folder: str, hint: str) -> list[Pair]:
+    stems = require(name, base / "ImageSets" / "Segmentation" / f"{split}.txt", hint).read_text().split()
+    return [(stem, base / "JPEGImages" / f"{stem}.jpg", base / folder / f"{stem}.png") for stem in stems]

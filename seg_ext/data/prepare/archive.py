@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Generator, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
 from seg_ext.errors import UserError
 
-Members = Generator[tuple[str, IO[bytes]], None, None]
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+_FOREIGN = (NotImplementedError, RuntimeError)  # a compression that Python does not know; a password
 
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError)
+
+class Member(NamedTuple):
+    """A plain file of an archive: its path, its size in bytes, and what opens it until the next one is asked for."""
+
+    path: PurePosixPath
+    size: int
+    open: Callable[[], IO[bytes]]
 
 
 @contextmanager
@@ -44,41 +55,57 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar archive into a folder.
 
     Raises:
-        UserError: no such file, no archive, a damaged one, or a member that is a link, a device, absolute, or climbs
-            out with "..". Members before that one have been written.
+        UserError: see :func:`members`. Members before the faulty one have been written.
+    """
+    with members(archive) as found:
+        for member in found:
+            target = folder / member.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            copy(member, target)
+
+
+def copy(member: Member, target: Path) -> None:
+    """Write a member's content; a zip's checksum is compared."""
+    with member.open() as content, target.open("wb") as file:
+        shutil.copyfileobj(content, file)
+
+
+@contextmanager
+def members(archive: Path) -> Iterator[Iterable[Member]]:
+    """The plain files of a zip or tar archive, under a progress bar.
+
+    Raises:
+        UserError: no such file, no archive, a damaged one, one with a password, or a member that is a link, a device,
+            absolute, or climbs out with "..".
     """
     if not archive.is_file():
         raise UserError(f"{archive}: no such file or folder")
-    members = _zip if zipfile.is_zipfile(archive) else _tar
     try:
-        with closing(members(archive)) as found:
-            for name, content in found:
-                with content:
-                    target = folder / _checked(archive, name)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with target.open("wb") as file:
-                        shutil.copyfileobj(content, file)
-    except _BROKEN as error:
-        raise UserError(f"{archive}: no zip or tar archive, or damaged ({error})") from error
+        with closing(_zip(archive) if zipfile.is_zipfile(archive) else _tar(archive)) as found:
+            yield found
+    except _DAMAGED as error:
+        raise UserError(f"{archive}: no zip or tar archive, or damaged ({error}); download it again") from error
+    except _FOREIGN as error:
+        raise UserError(f"{archive}: cannot be unpacked here ({error}); unpack it and name the folder") from error
 
 
-def _zip(archive: Path) -> Members:
+def _zip(archive: Path) -> Generator[Member, None, None]:
     with zipfile.ZipFile(archive) as opened_archive:
-        for member in _bar(archive, opened_archive.infolist()):
-            if stat.S_ISLNK(member.external_attr >> 16):
-                raise _refused(archive, member.filename, "is a link")
-            if not member.is_dir():
-                yield member.filename, opened_archive.open(member)
+        for info in _bar(archive, opened_archive.infolist()):
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise _refused(archive, info.filename, "is a link")
+            if not info.is_dir():
+                yield Member(_checked(archive, info.filename), info.file_size, partial(opened_archive.open, info))
 
 
-def _tar(archive: Path) -> Members:
+def _tar(archive: Path) -> Generator[Member, None, None]:
     with tarfile.open(archive) as opened_archive:
-        for member in _bar(archive, opened_archive):
-            content = opened_archive.extractfile(member) if member.isfile() else None
-            if content is not None:
-                yield member.name, content
-            elif not member.isdir():
-                raise _refused(archive, member.name, "is a link or a device")
+        for info in _bar(archive, opened_archive):
+            if info.isfile():
+                content: Any = partial(opened_archive.extractfile, info)
+                yield Member(_checked(archive, info.name), info.size, content)
+            elif not info.isdir():
+                raise _refused(archive, info.name, "is a link or a device")
 
 
 def _checked(archive: Path, name: str) -> PurePosixPath:

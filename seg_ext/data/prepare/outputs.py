@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ Writer = Callable[[Path], object]  # writes its content to the path it is given
 Outputs = Mapping[Path, Writer]
 
 _MARKER = "prepared.json"
-_WORKERS = min(4, os.cpu_count() or 1)
+WORKERS = min(4, os.cpu_count() or 1)
 
 
 def make(outputs: Outputs, label: str, *, alone: bool = True) -> int:
@@ -45,7 +44,7 @@ def make(outputs: Outputs, label: str, *, alone: bool = True) -> int:
             if strangers and alone:
                 raise UserError(f"{strangers[0]} does not come from this source; move {folder} away and run again")
         missing = [file for file in outputs if not file.exists()]
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             done = pool.map(lambda file: write(file, outputs[file]), missing)
             for _ in tqdm(done, total=len(missing), desc=label, unit="file", disable=None, leave=False):
                 pass
@@ -69,10 +68,10 @@ def write_json(file: Path, content: Any) -> None:
     write(file, lambda path: path.write_text(json.dumps(content)))
 
 
-def finish(place: Path, outputs: Outputs) -> None:
+def finish(place: Path, outputs: Iterable[Path]) -> None:
     """Note in ``place`` how many files each folder of the complete outputs holds."""
-    counts = Counter(file.parent.relative_to(place).as_posix() for file in outputs)
-    write_json(place / _MARKER, counts)
+    folders = dict.fromkeys(file.parent for file in outputs)
+    write_json(place / _MARKER, {f.relative_to(place).as_posix(): count_files(f) for f in folders})
 
 
 def is_finished(place: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +11,88 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
+from tqdm import tqdm
 
-from seg_ext.data.datasets.voc import CLASSES
+from seg_ext.data.datasets.voc import CLASSES, load
 from seg_ext.data.label_io import read_label, write_label
-from seg_ext.data.prepare.archive import opened
+from seg_ext.data.prepare.archive import members, opened
+from seg_ext.data.prepare.downloads import NAME, Download, unpack_downloads, verify, wanted
 from seg_ext.data.prepare.instances import Annotations, annotate, coco_instances
 from seg_ext.data.prepare.outputs import Writer, count_files, make, write, write_json
 from seg_ext.data.prepare.report import Report
 from seg_ext.errors import UserError
 
 VOID = 255
-WANTED_VOC = "unpack VOCtrainval_11-May-2012.tar of host.robots.ox.ac.uk/pascal/VOC/voc2012 and move its VOC2012 there"
+DOWNLOADS = (
+    Download(
+        "VOCtrainval_11-May-2012.tar",
+        "host.robots.ox.ac.uk/pascal/VOC/voc2012",
+        {
+            rf"VOC2012/((?:JPEGImages|SegmentationClass|SegmentationObject|Annotations)/{NAME})": r"\1",
+            rf"VOC2012/(ImageSets/Segmentation/{NAME}\.txt)": r"\1",
+        },
+    ),
+)
+SBD = "benchmark.tgz"
 WANTED_SBD = (
     "give --source DIR, the folder or archive benchmark_RELEASE (dataset/cls/NAME.mat, dataset/{train,val}.txt) of the"
-    " Semantic Boundaries Dataset"
+    f" Semantic Boundaries Dataset, or put its {SBD} beside VOC2012"
 )
 
 
 def prepare(root: Path, source: Path | None = None) -> Report:
-    """Add to ``root/VOC2012`` what the official archive lacks; nothing that is there is changed.
+    """Make ``root/VOC2012`` of the official archive, and add what that lacks; nothing that is there is changed.
 
-    With a source, ``SegmentationClassAug/`` and ``ImageSets/Segmentation/trainaug.txt``: VOC's training images with
-    VOC's own labels, and the source's others less VOC's validation images. From ``SegmentationObject/``, where it is
-    there, ``instances_{train,val}.json``: an object's category is the class of most of its pixels.
+    With the Semantic Boundaries Dataset, ``SegmentationClassAug/`` and ``ImageSets/Segmentation/trainaug.txt``: VOC's
+    training images with VOC's own labels, and the others less VOC's validation images. From ``SegmentationObject/``,
+    where it is there, ``instances_{train,val}.json``: an object's category is the class of most of its pixels.
 
     Args:
         root: folder of all data sets.
-        source: folder or archive benchmark_RELEASE; None for the instances alone.
+        source: VOC's archive or its folder VOCdevkit, or folder or archive benchmark_RELEASE; None to look for either
+            archive in ``root``.
 
     Raises:
         UserError: VOC2012 is not there, nothing is to be made, or a file that cannot be read.
     """
     place = root / "VOC2012"
     lists = place / "ImageSets" / "Segmentation"
+    lines = []
+    is_voc = source is not None and _is_voc(source)
+    written = unpack_downloads(place, source if is_voc else None, DOWNLOADS)
+    source = None if is_voc else source
     if not (lists / "train.txt").is_file() or not (lists / "val.txt").is_file():
-        raise UserError(f"{lists}/train.txt or val.txt not found: {WANTED_VOC}")
+        raise UserError(f"{lists}/train.txt or val.txt not found: {wanted(root, DOWNLOADS)}")
+    if source is None and (root / SBD).is_file():
+        source = root / SBD
     has_objects = (place / "SegmentationObject").is_dir()
     if source is None and not has_objects:
-        raise UserError(f"{place / 'SegmentationObject'} not found ({WANTED_VOC}), and no source: {WANTED_SBD}")
-    written, lines = 0, []
+        found = place / "SegmentationObject"
+        raise UserError(f"{found} not found: {wanted(root, DOWNLOADS)}; for trainaug, {WANTED_SBD}")
+    for split in ("train", "val") if written else ():
+        verify(load(f"voc {split}", place, split), f"voc {split}", num_classes=len(CLASSES))
     if source is not None:
         written += _augment(place, source)
         lines.append(f"voc_sem_seg_trainaug: {len(_names(lists / 'trainaug.txt'))} images")
     for split in ("train", "val") if has_objects else ():
         file = place / f"instances_{split}.json"
         if not file.exists():
-            images = (_image(place, name) for name in _names(lists / f"{split}.txt"))
+            names = _names(lists / f"{split}.txt")
+            images = (_image(place, name) for name in tqdm(names, file.stem, unit="img", disable=None, leave=False))
             write_json(file, coco_instances(images, CLASSES[1:]))
             written += 1
-        lines.append(f"voc_instances_{split}: {len(_names(lists / f'{split}.txt'))} images")
+        lines.append(f"voc_sem_seg_{split}, voc_instances_{split}: {len(_names(lists / f'{split}.txt'))} images")
     return Report(place, written > 0, lines)
+
+
+def _is_voc(source: Path) -> bool:
+    """Whether a source is VOC's rather than the other data set's: by its folders, or the first files of an archive."""
+    if source.is_dir():
+        return any((source / home / "JPEGImages").is_dir() for home in (".", "VOC2012", "VOCdevkit/VOC2012")) or any(
+            (source / download.file).is_file() for download in DOWNLOADS
+        )
+    with members(source) as found:
+        return any("VOC2012" in member.path.parts for member in islice(found, 16))
 
 
 def _names(file: Path) -> list[str]:

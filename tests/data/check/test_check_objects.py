@@ -12,13 +12,15 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from seg_ext.data.check import Report, check_data
+from seg_ext.data.check import Report, as_text, check_data
 from seg_ext.data.check.objects import check_annotations, count_ids
 from seg_ext.data.label_io import read_panoptic_ids
 
 
 def found(report: Report) -> dict[str, list[str]]:
-    """Details by code."""
+    """Details by code; each code is printed with its fix."""
+    text = as_text(report)
+    assert all(f"{f.kind.severity}: {f.code}: " in text and f"  fix: {f.kind.fix}" in text for f in report.faults)
     return {fault.code: [f.detail for f in fault.findings] for fault in report.faults}
 
 

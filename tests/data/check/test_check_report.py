@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -41,6 +42,29 @@ def test_mean_and_std_are_those_of_all_pixels_in_the_models_channels(semantic: A
     assert len(grey["pixel_mean"]) == 1
     faults = check_data([semantic.name], train=[], test=[], image_format="L", bands=2)[0].faults
     assert [fault.code for fault in faults] == ["unreadable_image"] and len(faults[0].findings) == 4
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_mean_and_std_of_every_band_of_a_stack(semantic: Any, dtype: type) -> None:
+    greatest = np.array([10, 50, 100, 200, 250]) * (1 if dtype == np.uint8 else 200)
+    stack = (np.random.default_rng(0).random((4, 24, 32, 5)) * greatest).astype(dtype)
+    for i in range(4):
+        (semantic.images / f"{i}.png").unlink()
+        tifffile.imwrite(semantic.images / f"{i}.tif", stack[i], photometric="minisblack", planarconfig="contig")
+    report = semantic.check()
+    assert report.faults == []
+    channels, bands = report.statistics["channels"], stack.astype(np.float64).reshape(-1, 5)
+    assert channels["format"] == "BANDS" and "FORMAT: BANDS" in as_text(report)
+    assert channels["pixel_mean"] == pytest.approx(bands.mean(0).tolist(), rel=1e-5)
+    assert channels["pixel_std"] == pytest.approx(bands.std(0).tolist(), rel=1e-4)
+
+
+def test_what_a_config_takes_over_is_counted_on_training_data_and_grey_images_are_told(semantic: Any) -> None:
+    for i in range(4):
+        semantic.write_image(i, np.random.default_rng(i).integers(0, 255, (24, 32), np.uint8))
+    assert "all images are grey" in as_text(semantic.check())
+    (tested,) = check_data([semantic.name], train=[], test=[semantic.name])
+    assert "for a config" not in as_text(tested) and tested.statistics["channels"]
 
 
 def test_sizes(semantic: Any) -> None:

@@ -10,13 +10,15 @@ import pytest
 import tifffile
 from PIL import Image
 
-from seg_ext.data.check import Report, check_data
+from seg_ext.data.check import Report, as_text, check_data
 from seg_ext.data.datasets.folder import register_folder
 from seg_ext.data.palette import palette
 
 
 def found(report: Report) -> dict[str, list[tuple[str, str]]]:
-    """File names and details by code."""
+    """File names and details by code; each code is printed with its fix."""
+    text = as_text(report)
+    assert all(f"{f.kind.severity}: {f.code}: " in text and f"  fix: {f.kind.fix}" in text for f in report.faults)
     return {f.code: [(place.file.rpartition("/")[2], place.detail) for place in f.findings] for f in report.faults}
 
 

@@ -1,4 +1,4 @@
-"""The built-in data sets, on toy trees and, where it lies beside the repository, on the real CamVid."""
+"""The built-in data sets, on toy trees and, where it is there, on the real CamVid."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from seg_ext.data.datasets import DATASETS, camvid, register_all
+from seg_ext.data.datasets import DATASETS, camvid, data_root, register_all
 from seg_ext.data.label_io import read_image, read_label
 from seg_ext.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
 NAMES = [*camvid.SPLITS, "nuclei_train", "nuclei_test"]
-REAL = Path(__file__).parents[4] / "shared" / "datasets"
+REAL = data_root().absolute()
 
 
 @pytest.fixture(params=["jpg", "png"])
@@ -58,7 +58,7 @@ def test_every_set_without_data_says_where_it_was_looked_for_and_what_to_do(tmp_
         message = rf"data set {name}: .*{folder}.* not found; .*DETECTRON2_DATASETS \(now '.*'\).* holds {folder}/"
         with pytest.raises(UserError, match=message) as error:
             DatasetCatalog.get(name)
-        assert ("seg-ext data prepare nuclei" in str(error.value)) == (folder == "nuclei")
+        assert f"seg-ext data prepare {folder}`" in str(error.value)
 
 
 def test_importing_the_package_registers_under_the_environments_root(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_camvid_metadata_follow_the_published_table(tmp_path: Path) -> None:
     assert (metadata.label_map, metadata.ignore_label, metadata.evaluator_type) == ({11: 255}, 255, "sem_seg")
 
 
-@pytest.mark.skipif(not (REAL / "camvid").is_dir(), reason="the real CamVid is not beside the repository")
+@pytest.mark.skipif(not (REAL / "camvid").is_dir(), reason=f"{REAL / 'camvid'} is not there (DETECTRON2_DATASETS)")
 def test_the_real_camvid_has_its_published_counts_and_ids_in_range() -> None:
     register_all(REAL)
     counts = {name: len(DatasetCatalog.get(name)) for name in camvid.SPLITS}

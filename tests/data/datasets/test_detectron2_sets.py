@@ -18,13 +18,14 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from seg_ext.config import get_cfg
+from seg_ext.data.datasets import data_root
 from seg_ext.data.label_io import read_label, read_panoptic_ids
 from seg_ext.data.mapper import SegMapper
 from seg_ext.data.prepare import coco
 from seg_ext.engine.checks import thing_sem_seg_ids
 from seg_ext.engine.evaluate import build_evaluators
 
-REAL = Path(__file__).parents[4] / "shared" / "datasets" / "coco"
+REAL = data_root().absolute() / "coco"
 NAME = "toy_coco_panoptic"
 SETS = (f"{NAME}_separated", f"{NAME}_stuffonly")
 
@@ -142,7 +143,7 @@ def test_cocos_stuff_set_needs_no_instances(toy_root: Path) -> None:
     assert MetadataCatalog.get(SETS[1]).evaluator_type == "sem_seg"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the genuine COCO images are not beside the repository")
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there (DETECTRON2_DATASETS)")
 def test_genuine_panoptic_images_convert_map_and_score_the_truth_as_perfect(tmp_path: Path) -> None:
     base = tmp_path / "coco"
     (base / "val2017").mkdir(parents=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -123,15 +125,30 @@ def write_panoptic(root: Path, scenes: Sequence[Sequence[Box]]) -> dict[str, Any
 def write_labelme(root: Path, scenes: Sequence[Sequence[Box]]) -> dict[str, Any]:
     (root / "labelme").mkdir()
     for i, scene in enumerate(scenes):
-        shapes = [
-            {"label": CLASSES[label], "shape_type": "rectangle", "group_id": None, "points": [[x + w, y], [x, y + h]]}
-            if i % 2
-            else {"label": CLASSES[label], "points": [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]}
-            for label, x, y, w, h in scene
-        ]
+        kind = (polygon_shape, rectangle_shape, mask_shape)[i % 3]
+        shapes = [{"label": CLASSES[label], "group_id": None, **kind(*box)} for label, *box in scene]
         content = {"shapes": shapes, "imagePath": f"../images/s{i}.png", "imageHeight": H, "imageWidth": W}
         (root / "labelme" / f"s{i}.json").write_text(json.dumps(content))
     return {"labelme": "labelme", "classes": CLASSES[1:]}
+
+
+def polygon_shape(x: int, y: int, w: int, h: int) -> dict[str, Any]:
+    return {"points": [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]}
+
+
+def rectangle_shape(x: int, y: int, w: int, h: int) -> dict[str, Any]:
+    return {"shape_type": "rectangle", "points": [[x + w, y], [x, y + h]]}
+
+
+def mask_shape(x: int, y: int, w: int, h: int) -> dict[str, Any]:
+    return {"shape_type": "mask", "points": [[x, y], [x + w - 1, y + h - 1]], "mask": mask_png(np.ones((h, w), bool))}
+
+
+def mask_png(mask: np.ndarray) -> str:
+    """The mask as LabelMe stores it."""
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 WRITERS = dict(zip(KINDS, (write_masks, write_colors, write_coco, write_panoptic, write_labelme), strict=True))
@@ -280,6 +297,28 @@ def test_crowds_are_in_the_semantic_map_but_no_instance(tmp_path: Path) -> None:
         mapped = SegMapper(True, augmentations=[], num_classes=3, masks="bitmask")(record)
         np.testing.assert_array_equal(mapped["sem_seg"].numpy(), painted(SCENES[0])[0])
         assert mapped["instances"].gt_classes.tolist() == [1]
+
+
+def test_a_mask_of_labelme_joins_the_polygons_of_its_group_and_is_cut_off_at_the_border(tmp_path: Path) -> None:
+    file = write_tree(tmp_path, "labelme")
+    mask = np.random.default_rng(0).random((20, 30)) < 0.5
+    content = json.loads((tmp_path / "labelme/s0.json").read_text())
+    corner = {"shape_type": "mask", "points": [[40, 35], [69, 54]], "mask": mask_png(mask)}
+    turned = {"shape_type": "oriented_rectangle", "points": [[10, 0], [20, 10], [10, 20], [0, 10]]}
+    content["shapes"] = [{"label": "box", "group_id": 1, **shape} for shape in (corner, turned)]
+    (tmp_path / "labelme/s0.json").write_text(json.dumps(content))
+    (annotation,) = records_of(file, semantic=False)[0]["annotations"]
+    rows, columns = np.indices((H, W)) + 0.5
+    distance = np.abs(columns - 10) + np.abs(rows - 10)
+    expected = distance < 10
+    expected[35:, 40:] = mask[:13, :16]
+    clear = np.abs(distance - 10) > 0.5  # of the diamond's edge
+    found = mask_util.decode(annotation["segmentation"]).view(bool)
+    assert np.array_equal(found[clear], expected[clear])
+    y, x = np.nonzero(found)
+    assert annotation["bbox"] == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    mapped = SegMapper(True, augmentations=[], masks="bitmask")(records_of(file, semantic=False)[0])
+    assert np.array_equal(mapped["instances"].gt_masks.tensor[0].numpy(), found)
 
 
 def test_void_of_a_panoptic_map_is_ignored(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from detectron2.data import DatasetCatalog
@@ -18,6 +19,7 @@ from seg_ext.errors import UserError
 
 OWN = runpy.run_path(str(Path(__file__).with_name("test_own.py")))
 write_tree, derived_below_tmp = OWN["write_tree"], OWN["derived_below_tmp"]
+PNG = OWN["mask_png"](np.ones((5, 5), bool))
 
 
 def refusal(file: Path, load: str = "") -> str:
@@ -190,6 +192,11 @@ def test_an_unknown_label_is_named_with_file_and_count(tmp_path: Path) -> None:
         ({"points": [[1, 2], [3, 4], [5, float("nan")]]}, "all finite"),
         ({"points": [1, 2, 3]}, "its points are not a list of [x, y]"),
         ({"label": 3}, "shape 0 has no label"),
+        ({"shape_type": "mask"}, "is a mask of 4 points; it takes 2 points, the corners of its PNG"),
+        ({"shape_type": "mask", "points": [[0, 0], [4, 3]]}, "its mask is no PNG in base64"),
+        ({"shape_type": "mask", "points": [[0, 0], [4, 3]], "mask": "cat"}, "its mask is no PNG in base64"),
+        ({"shape_type": "mask", "points": [[0, 0], [4, 3]], "mask": PNG}, "its mask is 5x5, but its points say 5x4"),
+        ({"shape_type": "mask", "points": [[70, 60], [74, 64]], "mask": PNG}, "no pixel in the image of 56x48"),
     ],
 )
 def test_bad_shapes_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seg_ext.config import get_cfg
+from seg_ext.data.datasets import data_root
 from seg_ext.data.datasets.own import read_data_file
 from seg_ext.data.datasets.own_register import register_own
 from seg_ext.data.datasets.split import choose, choose_by_hash
@@ -26,7 +27,7 @@ from seg_ext.errors import UserError
 
 OWN = runpy.run_path(str(Path(__file__).with_name("test_own.py")))
 write_tree, derived_below_tmp, masks_of = OWN["write_tree"], OWN["derived_below_tmp"], OWN["masks_of"]
-COCO = Path(__file__).parents[4] / "shared" / "datasets" / "coco"
+COCO = data_root().absolute() / "coco"
 
 names = st.sets(st.text("abcdefgh0123456789_", min_size=1, max_size=6).map(lambda s: f"{s}.png"), max_size=30)
 
@@ -143,7 +144,7 @@ def test_circles_have_their_area_and_groups_are_one_instance(tmp_path: Path) -> 
     assert (read_record_label(record)[40:44, 40:50] == 1).all()
 
 
-@pytest.mark.skipif(not COCO.is_dir(), reason="the genuine COCO images are not beside the repository")
+@pytest.mark.skipif(not COCO.is_dir(), reason=f"{COCO} is not there (DETECTRON2_DATASETS)")
 def test_genuine_panoptic_and_instance_files_of_coco_serve_every_head(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()

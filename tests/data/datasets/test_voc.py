@@ -47,5 +47,5 @@ def test_a_listed_file_that_is_not_there_is_named(tree: np.ndarray) -> None:
 
 
 def test_a_missing_root_is_named(tree: np.ndarray) -> None:
-    with pytest.raises(UserError, match=r"trainval\.txt not found; set DETECTRON2_DATASETS"):
+    with pytest.raises(UserError, match=r"trainval\.txt not found; run .* or set DETECTRON2_DATASETS"):
         DatasetCatalog.get("voc_sem_seg_trainval")
