@@ -46,6 +46,8 @@ setup(
     extras_require={  # `make` installs dev and timm only; the tests need no other
         "timm": ["timm"],
         "schedulefree": ["schedulefree"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "geo": ["rasterio"],
         "demo": ["gradio"],

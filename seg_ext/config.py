@@ -64,6 +64,22 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     timm.OUTPUT_STRIDE = 0  # 8, 16 or 32 where the model can dilate; 0 leaves its own
     timm.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]  # in the order of timm's feature_info
 
+    embed = cfg.MODEL.INS_EMBED_HEAD = CfgNode()  # Panoptic-DeepLab's centres and offsets, beside a semantic head
+    embed.NAME = ""  # InstanceEmbeddingHead; empty for none. It needs {NAME: panoptic_ids} in INPUT.TARGETS
+    embed.IN_FEATURES = ["res2", "res3", "res5"]
+    embed.NORM = "BN"
+    embed.ARGS = CfgNode(new_allowed=True)  # of seg_ext.decoders.panoptic_deeplab.PanopticDeepLabInstances
+    embed.SIGMA = 10.0  # of the heat around a centre, pixels
+    embed.CENTER_WEIGHT = 200.0
+    embed.OFFSET_WEIGHT = 0.01
+    embed.SMALL_AREA = 4096  # pixels; smaller instances weigh SMALL_WEIGHT in the semantic losses that take weights
+    embed.SMALL_WEIGHT = 3.0
+    embed.CENTER_THRESHOLD = 0.1  # a centre is hotter, and the greatest of NMS_KERNEL^2 pixels; TOP_K of them at most
+    embed.NMS_KERNEL = 7
+    embed.TOP_K = 200
+    embed.THING_CLASSES = []  # instance class of each of SEM_SEG_HEAD.THING_IDS; empty: those of the data, or 0, 1, ...
+    embed.STUFF_AREA = 2048  # pixels of an image; a class of stuff with fewer is left out
+
     norm = cfg.MODEL.BN = CfgNode()  # every BatchNorm of the model
     norm.MOMENTUM = None  # share of a new batch in the running statistics; None leaves each layer its own
     norm.EPS = None  # added to the variance; None likewise
@@ -87,11 +103,38 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     solver.HEAD_LR_FACTOR = 1.0  # on BASE_LR in everything else; a bias's BIAS_LR_FACTOR multiplies either
     solver.REFERENCE_BATCH_SIZE = 0  # BASE_LR is meant for so many images and scales with IMS_PER_BATCH; 0 for not
     solver.POLY_LR_POWER = 0.9  # exponent of LR_SCHEDULER_NAME WarmupPolyLR
+    solver.CHECKPOINT_KEEP = 0  # numbered checkpoints that stay, the newest; 0 for all
     one_cycle = solver.ONE_CYCLE = CfgNode()  # OneCycleLR: from START_FACTOR to 1 at PEAK to END_FACTOR, cosines
     one_cycle.PEAK = 0.3  # share of MAX_ITER
     one_cycle.START_FACTOR = 0.04
     one_cycle.END_FACTOR = 4e-6
+    # Parts of IMS_PER_BATCH, which stays the images of an update, so that a recipe keeps its batch and rates on a
+    # smaller GPU: gradients of the parts are averaged, BatchNorm sees a part at a time.
+    solver.ACCUMULATE = 1
+    solver.AMP.PRECISION = ""  # float16 or bfloat16; empty: float16 on a GPU, bfloat16 on the CPU
+    solver.CHANNELS_LAST = None  # True or False; None: on a GPU with AMP alone, where it gains
+    solver.COMPILE = CfgNode({"ENABLED": False})  # torch.compile for backbone and decoder in training; minutes at first
+    solver.COMPILE.BACKEND = "inductor"
+    # Beside detectron2's "value" and "norm" (of each parameter) CLIP_GRADIENTS.CLIP_TYPE takes "full_model": the norm
+    # of all gradients together.
+    ema = solver.EMA = CfgNode({"ENABLED": False})  # moving average of the weights, scored and saved as "model"
+    ema.DECAY = 0.999  # share of the old average
+    ema.WARMUP = True  # of update n no more than (1 + n) / (10 + n), so that the first weights are soon forgotten
+    ema.START = 0  # iteration after which the average begins, as a copy of the weights
+    # Modules of the backbone ([res3, res4]) that keep their input alone and run again in the backward pass (activation
+    # checkpointing): less memory for about a third more time.
+    cfg.MODEL.BACKBONE.RECOMPUTE = []
     cfg.TEST.GALLERY = 0  # pictures in the gallery of an evaluation, worst first; 0 for none
+    cfg.TEST.SEMANTIC_METRICS = ["boundary"]  # of boundary (Boundary IoU), bf (contour F1), trimap, calibration (ECE)
+    cfg.TEST.PER_IMAGE = False  # keep each image's counts in per_image_<task>.jsonl, for `seg-ext compare`
+    cfg.TEST.INSTANCE_METRICS = ["coco"]  # of coco, boundary (AP on min of mask and boundary IoU), voc (AP^r), tide
+    cfg.TEST.PICTURES = 0  # images whose predictions each evaluation of a training shows in TensorBoard or W&B
+    cfg.TEST.VALIDATION_LOSS = False  # each evaluation of a training gives the training's losses on DATASETS.TEST too
+    cfg.TEST.BEST = ""  # score such as sem_seg/mIoU or validation/total_loss: the best evaluation's model_best.pth
+    cfg.TEST.BEST_MODE = ""  # max or min; empty: min for a loss, an error or a distance
+    stop = cfg.TEST.EARLY_STOP = CfgNode({"PATIENCE": 0})  # evaluations without a better TEST.BEST; 0: never stop
+    stop.MIN_DELTA = 0.0  # for the patience a score that is better by no more than this is no better
+    cfg.WRITERS = ["json", "tensorboard"]  # of a training's numbers; also wandb, mlflow
 
 
 def get_cfg() -> CfgNode:
@@ -147,8 +190,13 @@ def _read(file: Path) -> CfgNode:
 
 
 def has_instances(cfg: CfgNode) -> bool:
-    """Whether the model of this config predicts instances."""
+    """Whether the model of this config predicts instances with heads on regions."""
     return cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor" and bool(cfg.MODEL.ROI_HEADS.NAME)
+
+
+def embeds_instances(cfg: CfgNode) -> bool:
+    """Whether the model of this config finds instances by centres and offsets (Panoptic-DeepLab)."""
+    return cfg.MODEL.META_ARCHITECTURE == "PanopticSegmentor" and bool(cfg.MODEL.INS_EMBED_HEAD.NAME)
 
 
 def has_semantics(cfg: CfgNode) -> bool:

@@ -1,5 +1,5 @@
 """Checkpoints: safe reading, atomic writing."""
 
-from seg_ext.checkpoint.checkpointer import Checkpointer
+from seg_ext.checkpoint.checkpointer import Checkpointer, write_whole
 
-__all__ = ["Checkpointer"]
+__all__ = ["Checkpointer", "write_whole"]

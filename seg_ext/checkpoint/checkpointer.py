@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import nn
 
 from seg_ext.checkpoint.imagenet import explain, fit, widen_first
 from seg_ext.errors import UserError
@@ -27,6 +32,10 @@ _ARRAYS_AND_CONTAINERS = {
     ("_codecs", "encode"),
 }
 
+BEST = "model_best"
+_NUMBERED = re.compile(r"model_\d{7,}\.pth")
+_RESUMABLE = re.compile(r"model_(\d{7,}|final)\.pth")
+
 
 class Checkpointer(DetectionCheckpointer):
     """Saves under a temporary name, then renames; reads tensors, arrays and containers only.
@@ -35,21 +44,81 @@ class Checkpointer(DetectionCheckpointer):
     backbone, see `seg_ext.checkpoint.imagenet.fit`.
     """
 
+    def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **kwargs: Any) -> None:
+        """As detectron2's.
+
+        Args:
+            model: what is saved and loaded.
+            save_dir: folder of the checkpoints.
+            keep: of the numbered checkpoints the newest so many stay, and the one to resume from; 0 for all.
+            kwargs: detectron2's.
+
+        Raises:
+            UserError: a number to keep that is negative.
+        """
+        if keep < 0:
+            raise UserError(f"SOLVER.CHECKPOINT_KEEP {keep}: takes a number of checkpoints, 0 for all")
+        super().__init__(model, save_dir, **kwargs)
+        self.keep = keep
+
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name.pth`` into the save directory; an interrupted write leaves the previous files as they were."""
+        """Write ``name.pth`` into the save directory; an interrupted write leaves the previous files as they were.
+
+        It is then what a run resumes from, but for ``model_best``, which would take the run back.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(kwargs)
         file = Path(self.save_dir) / f"{name}.pth"
-        partial = file.with_suffix(".pth.partial")
-        with partial.open("wb") as stream:
-            torch.save(data, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
+        write_whole(file, lambda stream: torch.save(data, stream))
+        if name == BEST:
+            return
         self.tag_last_checkpoint(file.name)
+        if self.keep:
+            for old in [other for other in self._written() if _NUMBERED.fullmatch(other.name)][self.keep :]:
+                if old != file:
+                    old.unlink(missing_ok=True)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note which file a run resumes from."""
+        write_whole(
+            Path(self.save_dir) / "last_checkpoint", lambda stream: stream.write(last_filename_basename.encode())
+        )
+
+    def has_checkpoint(self) -> bool:
+        """Whether the save directory holds a checkpoint that a run can go on from, readable or not."""
+        return bool(self.save_dir) and (super().has_checkpoint() or bool(self._written()))
+
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint; the one before it with a warning where the last is damaged. The same on all processes.
+
+        Raises:
+            UserError: there are some, but none is whole.
+        """
+        file, line = comm.all_gather(self._last_whole() if comm.is_main_process() else ("", ""))[0]
+        if line:
+            raise UserError(line)
+        return file
+
+    def _last_whole(self) -> tuple[str, str]:
+        """The file, or what to say in its place."""
+        tagged = super().get_checkpoint_file()
+        damaged: list[str] = []
+        for file in dict.fromkeys([*([Path(tagged)] if tagged else []), *self._written()]):
+            if not is_whole(file):
+                damaged.append(str(file))
+                continue
+            if damaged:
+                _logger.warning("%s: missing, truncated or damaged; going on from %s", ", ".join(damaged), file)
+            return str(file), ""
+        return "", f"{', '.join(damaged)}: missing, truncated or damaged, and there is no other; train without --resume"
+
+    def _written(self) -> list[Path]:
+        """Numbered checkpoints and the final one, the newest first."""
+        files = [file for file in Path(self.save_dir).glob("model_*.pth") if _RESUMABLE.fullmatch(file.name)]
+        return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a local file or URL.
@@ -100,6 +169,31 @@ class Checkpointer(DetectionCheckpointer):
             raise ValueError(f"nothing in it fits the model: {explain(bare, ours)}")
         _logger.info("%d of %d parameters of the model loaded", len(loaded), len(parameters))
         return incompatible
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a checkpoint is there and every byte of it is as it was written, by the checksums within."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+        return False
+
+
+def write_whole(file: Path, content: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file whole or not at all, and so that a power cut afterwards does not take it back."""
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("wb") as stream:
+        content(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -12,6 +12,7 @@ from seg_ext.errors import UserError
 SUBCOMMANDS = {
     "train": "seg_ext.cli.train",
     "eval": "seg_ext.cli.eval",
+    "compare": "seg_ext.cli.compare",
     "predict": "seg_ext.cli.predict",
     "data": "seg_ext.cli.data",
     "list": "seg_ext.cli.list",

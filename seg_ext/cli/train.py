@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seg_ext.cli.arguments import add_config_arguments, add_data_argument, add_launch_arguments
+from seg_ext.errors import UserError
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -21,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launch_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+    parser.add_argument("--dry-run", action="store_true", help="build all, try a step and an image, print time, memory")
+    parser.add_argument("--replay", metavar="FILE", help="say where a kept batch of a run stops being finite, and stop")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,16 +32,44 @@ def run(args: argparse.Namespace) -> int:
     import seg_ext
 
     seg_ext.register()
+    from seg_ext.engine.finite import NotFinite
     from seg_ext.engine.hooks import Interrupted
     from seg_ext.engine.launch import launch
     from seg_ext.engine.setup import read_config, start_logging
 
     start_logging()
+    if args.replay:
+        return replay(args)
     try:
         return launch(train, read_config(args), args)
     except Interrupted as error:
         print(f"seg-ext: {error}", file=sys.stderr)
         return 130
+    except NotFinite as error:
+        if error.told_here:
+            print(f"seg-ext: error: {error.line}", file=sys.stderr)
+        return 1
+
+
+def replay(args: argparse.Namespace) -> int:
+    """Run a kept batch once more, with --config-file or the config.yaml beside it, and print what is not finite."""
+    from seg_ext.engine.class_weights import resolve_class_weights
+    from seg_ext.engine.replay import read
+    from seg_ext.engine.replay import replay as run_again
+    from seg_ext.engine.setup import prepare_data, read_config
+
+    saved = read(args.replay)
+    beside = not args.config_file
+    if beside:
+        args.config_file = str(Path(args.replay).parent / "config.yaml")
+    cfg = read_config(args)
+    decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME
+    if beside and ":" in decoder:
+        raise UserError(f"{args.config_file}: DECODER.NAME {decoder} is foreign code; name the file by --config-file")
+    prepare_data(cfg)
+    resolve_class_weights(cfg, training=True)
+    print("\n".join(run_again(cfg, saved, args.replay)))
+    return 0
 
 
 def train(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -48,7 +80,12 @@ def train(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     prepare_data(cfg)
     resolve_class_weights(cfg, training=not args.eval_only)
-    start_run(cfg)
+    if args.dry_run:
+        from seg_ext.engine.dry_run import dry_run
+
+        dry_run(cfg, resume=args.resume)
+        return
+    start_run(cfg, training=not args.eval_only, resume=args.resume)
     if args.eval_only:
         from seg_ext.cli.eval import evaluate_weights
 

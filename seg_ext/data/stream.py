@@ -125,6 +125,15 @@ class TrainLoader:
                 self.pending = sorted(position for waiting in groups for position, _ in waiting)
                 yield batch
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, in plain containers; what was skipped so far."""
+        return {"position": self.position, "pending": list(self.pending), "skipped": dict(self.skipped)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; what iterates over the loader already does not notice."""
+        self.position, self.pending = state["position"], sorted(state["pending"])
+        self.skipped = dict(state["skipped"])
+
     def _mapped(self) -> Iterator[tuple[int, dict[str, Any] | Skipped]]:
         loader = DataLoader(
             self.samples,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import cv2
@@ -14,6 +14,7 @@ from pycocotools import mask as mask_util
 
 from seg_ext.data.border_weight import border_weight
 from seg_ext.data.label_io import read_stored_ids
+from seg_ext.data.panoptic_targets import PanopticIds
 from seg_ext.errors import UserError
 
 Array = NDArray[Any]
@@ -95,8 +96,9 @@ class BorderWeight:
         return ids
 
 
-TARGETS: dict[str, type[BorderWeight]] = {
+TARGETS: dict[str, Callable[..., Target]] = {
     "border_weight": BorderWeight,
+    "panoptic_ids": PanopticIds,
 }
 
 

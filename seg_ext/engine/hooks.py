@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from shutil import get_terminal_size
 from time import monotonic
@@ -9,9 +10,12 @@ from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, get_event_storage
 from tqdm import tqdm
+
+from seg_ext.engine.resume import RunState
 
 
 class Interrupted(Exception):
@@ -55,11 +59,20 @@ class LogLines(CommonMetricPrinter):
             super().write()
 
 
+class Evaluation(EvalHook):
+    """detectron2's hook; but a failure in the last iteration is not followed by an evaluation, where others wait."""
+
+    def after_train(self) -> None:
+        """Evaluate, once all iterations are done."""
+        self._eval_after_train = self.trainer.iter >= self.trainer.max_iter
+        super().after_train()
+
+
 class StopOnSignal(HookBase):
     """SIGINT or SIGTERM ends training after the running iteration, with a checkpoint; a second one at once."""
 
-    def __init__(self, checkpointer: Any) -> None:
-        self._checkpointer = checkpointer
+    def __init__(self, state: RunState) -> None:
+        self._state = state
         self._asked_at: float | None = None
         self._previous: dict[int, Any] = {}
 
@@ -73,7 +86,7 @@ class StopOnSignal(HookBase):
         if not any(comm.all_gather(self._asked_at is not None)):
             return
         name = f"model_{self.trainer.iter:07d}"
-        self._checkpointer.save(name, iteration=self.trainer.iter)
+        self._state.save(name)
         raise Interrupted(f"stopped after iteration {self.trainer.iter + 1}, kept {name}.pth; go on with --resume")
 
     def after_train(self) -> None:
@@ -85,4 +98,5 @@ class StopOnSignal(HookBase):
         if self._asked_at is None:
             self._asked_at = monotonic()
         elif monotonic() - self._asked_at > 1:  # one request may arrive twice, by way of a launcher
-            raise KeyboardInterrupt
+            os.write(2, b"\nseg-ext: stopped at once; go on from the last checkpoint with --resume\n")
+            os._exit(130)  # no clean-up, which may take long or wait for other processes

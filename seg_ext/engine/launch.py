@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from time import sleep
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -18,9 +22,11 @@ from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from seg_ext.data.datasets.folder import register_from_config_list
+from seg_ext.engine.finite import NotFinite
 from seg_ext.engine.hooks import Interrupted
 from seg_ext.errors import UserError
 
+_LOST = ("closed by peer", "reset by peer", "Broken pipe")  # gloo
 Main = Callable[[CfgNode, argparse.Namespace], None]
 
 
@@ -53,7 +59,10 @@ def launch(main: Main, cfg: CfgNode, args: argparse.Namespace) -> int:
             args=(main, cfg, args),
         )
     except ProcessExitedException as error:
-        return error.exit_code or 1
+        code = error.exit_code or 1
+        if error.signal_name:  # no process of the run could say so itself
+            print(f"seg-ext: error: process {error.error_index} was killed by {error.signal_name}", file=sys.stderr)
+        return code if code > 0 else 128 - code
     return 0
 
 
@@ -64,7 +73,10 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 
 
 def _run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
-    """``main`` in a process of its own: bad input leaves as one line and exit status 2, as in a single process."""
+    """``main`` in a process of its own: bad input leaves as one line and exit status 2, as in a single process.
+
+    Anything else leaves as its traceback, at once: the other processes may wait for this one for long.
+    """
     register_from_config_list(cfg.DATASETS.FOLDERS)
     try:
         main(cfg, args)
@@ -78,6 +90,32 @@ def _run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
             raise
         print(f"seg-ext: {error}", file=sys.stderr)
         sys.exit(130)
+    except NotFinite as error:
+        if comm.get_world_size() == 1:
+            raise
+        if error.told_here:
+            print(f"seg-ext: error: {error.line}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if comm.get_world_size() == 1:
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Say what failed and end this process without waiting for its threads, workers or the other processes.
+
+    One that failed only since another one ended leaves the traceback to that one, and is ended by the parent meanwhile.
+    """
+    text = f"process {comm.get_rank()} failed:\n{traceback.format_exc()}"
+    if any(words in str(error) for words in _LOST):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        sleep(2)
+        text = f"process {comm.get_rank()} lost another one: {str(error).splitlines()[0]}"
+    print(f"seg-ext: error: {text}", file=sys.stderr, flush=True)
+    logging.shutdown()
+    os._exit(1)
 
 
 def _run_under_torchrun(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 from seg_ext.config import has_instances, has_semantics
 from seg_ext.data.mapper import SegMapper
 from seg_ext.data.stream import TrainLoader
+from seg_ext.engine.checks import check_records
 from seg_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,28 +35,42 @@ SAMPLERS = (
 )
 
 
-def build_train_loader(cfg: CfgNode, *, start: int = 0, pending: Collection[int] = ()) -> TrainLoader:
+def training_sets(cfg: CfgNode) -> dict[str, Records]:
+    """The records of each set in DATASETS.TRAIN.
+
+    Raises:
+        UserError: no set named, none of its images is usable, or they do not fit the config.
+    """
+    names = list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise UserError("DATASETS.TRAIN is empty: name at least one data set")
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and has_instances(cfg) and not has_semantics(cfg)
+    sets = {name: _records([name], filter_empty) for name in names}
+    check_records(cfg, sets)
+    return sets
+
+
+def build_train_loader(
+    cfg: CfgNode, sets: dict[str, Records] | None = None, *, start: int = 0, pending: Collection[int] = ()
+) -> TrainLoader:
     """Endless shuffled batches of the sets in DATASETS.TRAIN, of this process.
 
     Samples follow from SEED, rank and position in the stream; a negative SEED is drawn, the same for all processes.
 
     Args:
         cfg: the config.
+        sets: what :func:`training_sets` gives, where it was called before.
         start: position to begin with, as :class:`TrainLoader` has it.
         pending: likewise.
 
     Raises:
-        UserError: no set named, none of its images is usable, or DATALOADER or SOLVER keys that do not fit.
+        UserError: as :func:`training_sets`, or DATALOADER or SOLVER keys that do not fit.
     """
-    names, processes = list(cfg.DATASETS.TRAIN), comm.get_world_size()
-    if not names:
-        raise UserError("DATASETS.TRAIN is empty: name at least one data set")
+    sets, processes = sets or training_sets(cfg), comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it is a multiple of {processes} processes"
         )
-    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and has_instances(cfg) and not has_semantics(cfg)
-    sets = {name: _records([name], filter_empty) for name in names}
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return TrainLoader(
         [record for records in sets.values() for record in records],
@@ -72,11 +87,13 @@ def build_train_loader(cfg: CfgNode, *, start: int = 0, pending: Collection[int]
     )
 
 
-def build_test_loader(cfg: CfgNode, name: str) -> Any:
-    """The images of one set, once each, in order; every process gets its share."""
+def build_test_loader(cfg: CfgNode, name: str, *, mapper: SegMapper | None = None) -> Any:
+    """The images of one set, once each, in order, by the config's test mapper or another; every process its share."""
     records = _records([name], False)
     return build_detection_test_loader(
-        records, mapper=SegMapper(cfg, is_train=False), num_workers=min(cfg.DATALOADER.NUM_WORKERS, len(records))
+        records,
+        mapper=mapper or SegMapper(cfg, is_train=False),
+        num_workers=min(cfg.DATALOADER.NUM_WORKERS, len(records)),
     )
 
 

@@ -8,7 +8,7 @@ For other optimizers the functions here do nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from detectron2.config import CfgNode
 
 from seg_ext.checkpoint import Checkpointer
+from seg_ext.engine.ema import WeightAverage
 from seg_ext.errors import UserError
 
 _SCHEDULE = "WarmupConstantLR"
@@ -68,13 +69,21 @@ def averaged_weights(optimizer: Any) -> Iterator[None]:
 
 
 class AveragedCheckpointer(Checkpointer):
-    """Saves model and optimizer with the average in the model."""
+    """Saves model and optimizer with the average in the model, the optimizer's own or ``ema``."""
 
-    def __init__(self, model: torch.nn.Module, save_dir: str, *, optimizer: torch.optim.Optimizer, **kwargs: Any):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        save_dir: str,
+        *,
+        optimizer: torch.optim.Optimizer,
+        ema: WeightAverage | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model, save_dir, **kwargs)
-        self._optimizer = optimizer
+        self._optimizer, self._ema = optimizer, ema
 
     def save(self, name: str, **kwargs: Any) -> None:
         """See :meth:`seg_ext.checkpoint.Checkpointer.save`."""
-        with averaged_weights(self._optimizer):
+        with averaged_weights(self._optimizer), self._ema.averaged() if self._ema else nullcontext():
             super().save(name, **kwargs)

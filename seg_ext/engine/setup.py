@@ -15,13 +15,16 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
-from seg_ext.config import given_keys, has_instances, has_semantics, load_config
+from seg_ext.checkpoint import write_whole
+from seg_ext.config import embeds_instances, given_keys, has_instances, has_semantics, load_config
 from seg_ext.data.datasets.folder import register_from_config_list
 from seg_ext.data.datasets.own import read_data_file, split_names
 from seg_ext.data.datasets.own_register import register_own
 from seg_ext.engine.checks import complete_config
+from seg_ext.engine.run_folder import CONFIG, differences, stored_config, write_environment
 from seg_ext.errors import UserError
 
+logger = logging.getLogger(__name__)
 _LOGGERS = ("seg_ext", "detectron2", "fvcore")
 
 
@@ -56,7 +59,7 @@ def register_data(cfg: CfgNode) -> None:
     register_from_config_list(cfg.DATASETS.FOLDERS)
     cfg.DATASETS.FILES = [file if isinstance(file, dict) else read_data_file(file) for file in cfg.DATASETS.FILES]
     for entry in cfg.DATASETS.FILES:
-        register_own(entry, semantic=has_semantics(cfg), instances=has_instances(cfg))
+        register_own(entry, semantic=has_semantics(cfg), instances=has_instances(cfg) or embeds_instances(cfg))
 
 
 def prepare_data(cfg: CfgNode) -> None:
@@ -82,18 +85,31 @@ def _use_data(cfg: CfgNode, file: str, given: Mapping[str, str]) -> None:
             cfg.DATASETS[key] = (name,) if name else ()
 
 
-def start_run(cfg: CfgNode) -> None:
-    """Make the run folder with its resolved config and log, seed the generators, freeze the config."""
-    cfg.SEED = comm.shared_random_seed() if cfg.SEED < 0 else cfg.SEED
-    cfg.freeze()
+def start_run(cfg: CfgNode, *, training: bool = False, resume: bool = False) -> None:
+    """Make the run folder with its resolved config and log, seed the generators, freeze the config.
+
+    Args:
+        cfg: of the run. A SEED below 0 is drawn, or that which the folder's run has had.
+        training: a training, whose config and environment the folder tells; else a config that is there stays.
+        resume: it goes on: log with what keys it differs from the stored config.
+    """
     folder = Path(cfg.OUTPUT_DIR)
+    stored = stored_config(folder) if training and resume else {}
+    if cfg.SEED < 0:
+        cfg.SEED = stored["SEED"] if stored.get("SEED", -1) >= 0 else comm.shared_random_seed()
+    cfg.freeze()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        start_logging(folder / "log.txt" if comm.is_main_process() else None)
-        if comm.is_main_process():
-            (folder / "config.yaml").write_text(cfg.dump())
+        start_logging(folder / "run.log" if comm.is_main_process() else None)
+        if comm.is_main_process() and (training or not (folder / CONFIG).exists()):
+            write_whole(folder / CONFIG, lambda stream: stream.write(cfg.dump().encode()))
+        if comm.is_main_process() and training:
+            write_environment(folder)
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {folder}: cannot be written: {error.strerror}") from error
+    changed = differences(stored, cfg) if stored else []
+    if changed:
+        logger.warning("the run goes on with another config than it had: %s", ", ".join(changed))
     seed_all_rng(cfg.SEED + comm.get_rank())
 
 

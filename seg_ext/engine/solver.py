@@ -36,6 +36,7 @@ OPTIMIZERS: dict[str, Callable[[Any, CfgNode], torch.optim.Optimizer]] = {
     "SCHEDULE_FREE_SGD": build_schedule_free,
     "SCHEDULE_FREE_ADAMW": build_schedule_free,
 }
+CLIP_TYPES = ("value", "norm", "full_model")
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -73,7 +74,29 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     )
     if not params:
         raise UserError("nothing to train: every parameter is frozen or has a learning rate factor of 0 in SOLVER")
-    return maybe_add_gradient_clipping(cfg, OPTIMIZERS[solver.OPTIMIZER](params, solver))
+    return _clipped(cfg, OPTIMIZERS[solver.OPTIMIZER](params, solver))
+
+
+def _clipped(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer with SOLVER.CLIP_GRADIENTS in its ``step``, where all gradients have come together."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return optimizer
+    if clip.CLIP_TYPE not in CLIP_TYPES:
+        raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: takes one of {', '.join(CLIP_TYPES)}")
+    if not clip.CLIP_VALUE > 0:
+        raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE {clip.CLIP_VALUE}: takes a number above 0")
+    if clip.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer)
+
+    class WholeNormClipped(type(optimizer)):  # type: ignore[misc]
+        def step(self, closure: Any = None) -> Any:
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
+            return super().step(closure)
+
+    optimizer.__class__ = WholeNormClipped  # the optimizer stays one of its kind, as detectron2 does it
+    return optimizer
 
 
 def base_learning_rate(cfg: CfgNode) -> float:

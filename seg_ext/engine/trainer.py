@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import weakref
-from inspect import signature
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventWriter
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
+from seg_ext.engine.ema import build_ema
 from seg_ext.engine.evaluate import Results, evaluate
-from seg_ext.engine.hooks import LogLines, ProgressBar, StopOnSignal
-from seg_ext.engine.loaders import ReportSkipped, build_test_loader, build_train_loader
+from seg_ext.engine.execution import prepare, uncompiled
+from seg_ext.engine.finite import explain, torch_rng_state
+from seg_ext.engine.hooks import Evaluation, LogLines, ProgressBar, StopOnSignal
+from seg_ext.engine.loaders import ReportSkipped, build_test_loader, build_train_loader, training_sets
+from seg_ext.engine.resume import Checkpoints, EventsFile, MetricsFile, RunState, unchanged_rng
+from seg_ext.engine.run_folder import write_data
 from seg_ext.engine.schedule_free import AveragedCheckpointer, averaged_weights, trained_weights
 from seg_ext.engine.schedules import build_lr_scheduler
+from seg_ext.engine.selection import StoppedEarly, build_selection
 from seg_ext.engine.setup import interactive
 from seg_ext.engine.solver import build_optimizer
+from seg_ext.engine.step import build_step
+from seg_ext.engine.validation_loss import merged, validation_losses
+from seg_ext.engine.writers import build_trackers
 
 
 class Trainer(DefaultTrainer):
@@ -31,53 +40,95 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's own constructor fixes parts that are replaced here
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        model = build_model(cfg)
+        model = prepare(cfg, build_model(cfg))
         optimizer = build_optimizer(cfg, model)
-        loader = build_train_loader(cfg)
-        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer(distribute(model), loader, optimizer)
+        sets = training_sets(cfg)
+        if comm.is_main_process():
+            write_data(Path(cfg.OUTPUT_DIR), sets)
+        loader = build_train_loader(cfg, sets)
+        self._trainer = build_step(cfg, model, loader, optimizer)
+        self.ema = build_ema(cfg, model)
+        self.evaluation: tuple[int, Results] | None = None  # iteration and results of the last one
         self.scheduler = build_lr_scheduler(cfg, optimizer)
         proxy = weakref.proxy(self)
-        self.checkpointer = AveragedCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer, trainer=proxy)
+        self.checkpointer = AveragedCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            optimizer=optimizer,
+            ema=self.ema,
+            trainer=proxy,
+            keep=cfg.SOLVER.CHECKPOINT_KEEP,
+        )
+        self.run_state = RunState(self.checkpointer, loader, seed=cfg.SEED)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
-        self.register_hooks([*self.build_hooks(), ReportSkipped(loader, cfg.OUTPUT_DIR)])
+        self.register_hooks([*self.build_hooks(), ReportSkipped(loader, cfg.OUTPUT_DIR), self.run_state])
 
     def build_hooks(self) -> list[HookBase]:
-        """Timer, schedule, checkpoints, progress, evaluation; writers after it, for its scores; stopping last."""
+        """Timer, schedule, progress, evaluation; writers after it, for its scores; checkpoints, and stopping last."""
         cfg, main = self.cfg, comm.is_main_process()
+        self.writers = self.build_writers() if main else []
         built: list[HookBase | None] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            self.ema,
             ProgressBar() if main and interactive() else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate),
-            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
-            StopOnSignal(self.checkpointer),
+            Checkpoints(self.run_state, cfg.SOLVER.CHECKPOINT_PERIOD, ahead_of=cfg.TEST.EVAL_PERIOD),
+            Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            build_selection(cfg, self.run_state.save),
+            hooks.PeriodicWriter(self.writers, period=20) if main else None,
+            Checkpoints(self.run_state, cfg.SOLVER.CHECKPOINT_PERIOD),
+            StopOnSignal(self.run_state),
         ]
         return [hook for hook in built if hook]
 
     def build_writers(self) -> list[EventWriter]:
-        """metrics.json, TensorBoard, and log lines where there is no terminal for a progress bar."""
-        writers: list[EventWriter] = [
-            JSONWriter(f"{self.cfg.OUTPUT_DIR}/metrics.json"),
-            TensorboardXWriter(self.cfg.OUTPUT_DIR),
-        ]
+        """Those of WRITERS, and log lines where there is no terminal for a progress bar."""
+        writers = build_trackers(self.cfg)
+        if "json" in self.cfg.WRITERS:
+            writers.append(MetricsFile(f"{self.cfg.OUTPUT_DIR}/metrics.json"))
+        if "tensorboard" in self.cfg.WRITERS:
+            writers.append(EventsFile(self.cfg.OUTPUT_DIR))
         return writers if interactive() else [LogLines(self.max_iter), *writers]
 
+    def run_step(self) -> None:
+        """One iteration.
+
+        Raises:
+            NotFinite: a loss is not; the batch is kept for ``seg-ext train --replay``.
+        """
+        rng = torch_rng_state()
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            raise explain(
+                error,
+                getattr(self._trainer, "batch", []),
+                iteration=self.iter,
+                model=self.checkpointer.model,
+                optimizer=self._trainer.optimizer,
+                rng=rng,
+                folder=Path(self.cfg.OUTPUT_DIR),
+            ) from error
+
     def train(self) -> Results:
-        """Train from ``start_iter`` to SOLVER.MAX_ITER; returns the last evaluation's results."""
-        with trained_weights(self._trainer.optimizer):
+        """Train from ``start_iter`` to SOLVER.MAX_ITER or an early stop; returns the last evaluation's results."""
+        with trained_weights(self._trainer.optimizer), suppress(StoppedEarly):
             TrainerBase.train(self, self.start_iter, self.max_iter)
         return getattr(self, "_last_eval_results", {})
 
     def _evaluate(self) -> Results:
         model = self.checkpointer.model  # not wrapped: ranks have unequal shares of the images
-        if comm.get_world_size() > 1:
-            for buffer in model.buffers():  # each rank has BatchNorm statistics of its own: score those that are saved
-                dist.broadcast(buffer, 0)
-        with averaged_weights(self._trainer.optimizer):
-            self._last_eval_results = self.test(self.cfg, model)
-        return self._last_eval_results
+        ema = self.ema.averaged() if self.ema else nullcontext()
+        with averaged_weights(self._trainer.optimizer), ema, unchanged_rng(), uncompiled(self.cfg):
+            if comm.get_world_size() > 1:
+                for buffer in model.buffers():  # each rank has BatchNorm statistics of its own: score the first one's
+                    dist.broadcast(buffer, 0)
+            results = self.test(self.cfg, model)
+            if self.cfg.TEST.VALIDATION_LOSS:
+                results = merged(results, validation_losses(self.cfg, model))
+        self._last_eval_results = results
+        self.evaluation = min(self.iter, self.max_iter - 1), results
+        return results
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -108,15 +159,3 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: None = None) -> Results:
         """See :func:`seg_ext.engine.evaluate.evaluate`."""
         return evaluate(cfg, model)
-
-
-def distribute(model: nn.Module) -> nn.Module:
-    """The model itself in one process, else wrapped for data-parallel training on its own device."""
-    if comm.get_world_size() == 1:
-        return model
-    on_gpu = next(model.parameters()).is_cuda
-    known = signature(DistributedDataParallel).parameters
-    own_buffers: dict[str, Any] = {
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
-    }
-    return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, **own_buffers)

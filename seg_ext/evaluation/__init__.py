@@ -5,9 +5,10 @@ Each is exact over several processes as long as the sampler gives every image to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from math import isnan
+from textwrap import fill
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator
@@ -16,15 +17,21 @@ from tabulate import tabulate
 from seg_ext.evaluation.instance import InstanceEvaluator
 from seg_ext.evaluation.panoptic import PanopticEvaluator
 from seg_ext.evaluation.semantic import SemanticEvaluator
+from seg_ext.evaluation.voc import VocBoxEvaluator
 
 EVALUATORS: dict[str, tuple[type[DatasetEvaluator], ...]] = {  # by the data set's evaluator_type
     "sem_seg": (SemanticEvaluator,),
     "cityscapes_sem_seg": (SemanticEvaluator,),
     "coco": (InstanceEvaluator,),
+    "cityscapes_instance": (InstanceEvaluator,),  # COCO's AP, not Cityscapes' own
+    "pascal_voc": (VocBoxEvaluator,),
     "coco_panoptic_seg": (SemanticEvaluator, InstanceEvaluator, PanopticEvaluator),
+    "ade20k_panoptic_seg": (SemanticEvaluator, InstanceEvaluator, PanopticEvaluator),
+    "cityscapes_panoptic_seg": (SemanticEvaluator, PanopticEvaluator),  # its records hold no instances
+    "mapillary_vistas_panoptic_seg": (SemanticEvaluator, PanopticEvaluator),
 }
 
-_HEADLINES = (  # task, key, column
+HEADLINES = (  # task, key, column
     ("sem_seg", "mIoU", "mIoU"),
     ("sem_seg", "pACC", "pix acc"),
     ("bbox", "AP", "box AP"),
@@ -34,7 +41,17 @@ _HEADLINES = (  # task, key, column
     ("panoptic_seg", "PQ", "PQ"),
     ("panoptic_seg", "SQ", "SQ"),
     ("panoptic_seg", "RQ", "RQ"),
+    ("keypoints", "AP", "keypoint AP"),
+    ("boundary", "AP", "boundary AP"),
+    ("segm_voc", "AP50", "AP^r 50"),
+    ("segm_voc", "APvol", "AP^r vol"),
+    ("sem_seg", "mDice", "Dice"),
+    ("sem_seg", "mBoundaryIoU", "B-IoU"),
+    ("sem_seg", "BF", "BF"),
+    ("sem_seg", "TrimapIoU@5", "trimap@5"),
+    ("sem_seg", "ECE", "ECE"),
 )
+_MOST_COLUMNS = 9  # in 80 characters
 _MOST_CLASSES = 20
 _WIDEST_NAME = 28
 _AS_GIVEN: dict[str, Any] = {"disable_numparse": True}  # two digits stay two digits
@@ -43,25 +60,45 @@ _AS_GIVEN: dict[str, Any] = {"disable_numparse": True}  # two digits stay two di
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The headline numbers that ``results`` hold, in percent, and the IoU of each class where they are 20 at most.
 
+    Classes that the ground truth does not have are named: no mean counts them.
+
     Args:
         results: task -> metric -> value, as the evaluators give them.
 
     Returns:
         Lines of at most 80 columns; "-" stands for nan.
     """
-    found = [(column, results[task][key]) for task, key, column in _HEADLINES if key in results.get(task, {})]
+    found = [(column, results[task][key]) for task, key, column in HEADLINES if key in results.get(task, {})]
     if not found:
         return "no scores"
-    columns, values = zip(*found, strict=True)
-    table = tabulate([[_percent(value) for value in values]], columns, stralign="right", **_AS_GIVEN)
-    ious = {k.removeprefix("IoU-"): v for k, v in results.get("sem_seg", {}).items() if k.startswith("IoU-")}
-    if not 0 < len(ious) <= _MOST_CLASSES:
-        return table
-    cells = [(name[:_WIDEST_NAME], _percent(iou)) for name, iou in ious.items()]
+    rows = [found[i : i + _MOST_COLUMNS] for i in range(0, len(found), _MOST_COLUMNS)]
+    table = "\n\n".join(_headlines(row) for row in rows)
+    scores = results.get("sem_seg", {})
+    names = [key.removeprefix("IoU-") for key in scores if key.startswith("IoU-")]
+    blocks = [table, _classes(names, scores)] if 0 < len(names) <= _MOST_CLASSES else [table]
+    absent = [name for name in names if isnan(scores[f"IoU-{name}"])]
+    if absent:
+        text = f"{len(absent)} of {len(names)} classes are not in the ground truth, and in no mean: {', '.join(absent)}"
+        blocks.append(fill(text, 80))
+    return "\n\n".join(blocks)
+
+
+def _classes(names: Sequence[str], scores: Mapping[str, float]) -> str:
+    """IoU of each class, and Boundary IoU where there is one, in two columns."""
+    columns = {"IoU": "IoU", "BoundaryIoU": "B-IoU"} if f"BoundaryIoU-{names[0]}" in scores else {"IoU": "IoU"}
+    cells = [
+        (name[: _WIDEST_NAME - 8 * (len(columns) - 1)], *(_percent(scores[f"{key}-{name}"]) for key in columns))
+        for name in names
+    ]
     half = (len(cells) + 1) // 2
-    rows = [[*left, *right] for left, right in zip_longest(cells[:half], cells[half:], fillvalue=("", ""))]
-    block = tabulate(rows, ["class", "IoU"] * 2, colalign=("left", "right") * 2, **_AS_GIVEN)
-    return f"{table}\n\n{block}"
+    rows = [[*left, *right] for left, right in zip_longest(cells[:half], cells[half:], fillvalue=[""] * len(cells[0]))]
+    align = ("left", *["right"] * len(columns)) * 2
+    return tabulate(rows, ["class", *columns.values()] * 2, colalign=align, **_AS_GIVEN)
+
+
+def _headlines(row: Sequence[tuple[str, float]]) -> str:
+    columns, values = zip(*row, strict=True)
+    return tabulate([[_percent(value) for value in values]], columns, stralign="right", **_AS_GIVEN)
 
 
 def _percent(value: float) -> str:

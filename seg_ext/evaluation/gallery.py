@@ -1,10 +1,11 @@
-"""A page of the worst images and the worst objects of an evaluation, beside their ground truth."""
+"""A page of the worst and best images and the worst objects of an evaluation, beside their ground truth."""
 
 from __future__ import annotations
 
 import heapq
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -30,6 +31,7 @@ _TRUTH_KEYS = {"semantic": "sem_seg_file_name", "instance": "annotations", "pano
 _OBJECTS = 24  # on the page
 _TILE, _LARGEST = 240, 1600  # longer side of an object's picture, and the most of an image's, pixels
 _TILE_FILE = "object-{:02d}.png"
+_UNFINISHED = "pictures.partial"
 _DARK_RGB = (10, 10, 10)
 
 
@@ -52,35 +54,39 @@ class _Worst:
 
 
 class Gallery(DatasetEvaluator):
-    """Keeps pictures of the worst images and objects it sees and writes ``index.html``; gives no scores.
+    """Keeps pictures of the worst and best images and worst objects it sees and writes ``index.html``; gives no scores.
 
     An image's score is the mean over its tasks of: mean IoU over the classes of its ground truth; F1 of its instances
     at IoU above 0.5; panoptic quality. Only the pictures on the page stay, on the disk and in memory. They lie in
-    ``output_dir/pictures``; the page refers to nothing else.
+    ``output_dir/pictures`` once all images are seen; the page refers to nothing else.
 
     Args:
         dataset_name: its records are the ground truth, found by ``file_name``; an input not among them is its own.
         output_dir: made if it is missing.
-        limit: images on the page.
+        limit: worst images on the page.
+        best: best images on the page, those that are not among the worst.
 
     Raises:
-        UserError: limit below 1.
+        UserError: limit below 1, best below 0.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | os.PathLike[str], *, limit: int = 50) -> None:
-        if limit < 1:
-            raise UserError(f"a gallery of {limit} images: takes 1 or more")
+    def __init__(
+        self, dataset_name: str, output_dir: str | os.PathLike[str], *, limit: int = 50, best: int = 0
+    ) -> None:
+        if limit < 1 or best < 0:
+            raise UserError(f"a gallery of {limit} worst images and {best} best: takes 1 or more, and 0 or more")
         self._name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
         self._dir = Path(output_dir)
-        self._limit = limit
+        self._limit, self._most_best = limit, best
         self.reset()
 
     def reset(self) -> None:
         """Forget what was seen; pictures stay until the next :meth:`evaluate`."""
         self._seen = 0
         self._cases, self._lost, self._alarms = _Worst(self._limit), _Worst(_OBJECTS), _Worst(_OBJECTS)
-        self._page: tuple[int, list[Case], dict[str, Tile]] | None = None
+        self._best = _Worst(self._most_best)
+        self._page: tuple[int, list[Case], list[Case], dict[str, Tile]] | None = None
 
     @cached_property
     def _records(self) -> dict[str, dict[str, Any]]:
@@ -111,48 +117,83 @@ class Gallery(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, Any]:
         """Gather what the ranks kept, write the page, and remove the pictures that are not on it; no scores."""
-        parts = comm.gather((self._seen, self._cases.heap, self._lost.heap, self._alarms.heap))
+        parts = comm.gather((self._seen, self._cases.heap, self._best.heap, self._lost.heap, self._alarms.heap))
         if comm.is_main_process():
             seen, *heaps = zip(*parts, strict=True)
-            cases, lost, alarms = (
+            cases, best, lost, alarms = (
                 [item for _, item in sorted(chain.from_iterable(heap), key=itemgetter(0), reverse=True)]
                 for heap in heaps
             )
             cases, alarms = cases[: self._limit], alarms[: max(_OBJECTS // 2, _OBJECTS - len(lost))]
+            shown = {case.file_name for case in cases}
+            best = [case for case in best[: self._most_best] if case.file_name not in shown]
             tiles = {_TILE_FILE.format(i): t for i, t in enumerate(lost[: _OBJECTS - len(alarms)] + alarms)}
             for name, tile in tiles.items():
                 write_picture(self._path(name), tile.picture)
-            self._page = sum(seen), cases, tiles
+            self._page = sum(seen), cases, best, tiles
+            self._show({*tiles, *(name for case in cases + best for name in case.files)})
             self.write_summary({})
-            kept = {*tiles, *(name for case in cases for name in case.files)}
-            for path in self._dir.glob("pictures/*.png"):
-                if path.name not in kept and re.search(r"-[0-9a-f]{8}_\w+\.png$|^object-\d\d\.png$", path.name):
-                    path.unlink(missing_ok=True)
         comm.synchronize()
         return {}
 
-    def write_summary(self, results: Mapping[str, Any]) -> Path:
+    def write_summary(
+        self,
+        results: Mapping[str, Any],
+        *,
+        figures: Mapping[str, str] | None = None,
+        pictures: Mapping[str, Array] | None = None,
+    ) -> Path:
         """Write the page with the evaluators' results, ``{task: {metric: value}}``, on top; returns its path.
 
         Does nothing before :meth:`evaluate` and on processes other than the main one.
+
+        Args:
+            results: of the evaluators.
+            figures: heading -> HTML, after the results.
+            pictures: heading -> (H, W, 3) RGB uint8, after the figures.
         """
         path = self._dir / "index.html"
         if self._page is not None:
+            blocks = dict(figures or {})
+            for heading, picture in (pictures or {}).items():
+                name = f"{re.sub(r'[^a-z]+', '_', heading.lower())}.png"
+                write_picture(self._dir / "pictures" / name, picture)
+                blocks[heading] = f'<img src="pictures/{name}" alt="{heading}" loading="lazy">'
             with replacing(path) as temporary:
-                text = page_html(self._name, results, *self._page)
+                text = page_html(self._name, results, *self._page, figures=blocks)
                 temporary.write_text(text, encoding="utf-8", errors="replace")  # file names may be no UTF-8
         return path
+
+    def discard(self) -> None:
+        """Remove the pictures of an evaluation that did not come to its end; an earlier page stays."""
+        shutil.rmtree(self._dir / _UNFINISHED, ignore_errors=True)
+
+    def _show(self, kept: set[str]) -> None:
+        """Put the pictures of this page in the place of an earlier one's."""
+        folder = self._dir / "pictures"
+        for path in folder.glob("*.png"):
+            if re.search(r"-[0-9a-f]{8}_\w+\.png$|^object-\d\d\.png$", path.name):
+                path.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in kept:
+            self._path(name).replace(folder / name)
+        self.discard()
 
     def _add(self, file_name: str, image: Array, truth: Scene, guess: Scene) -> None:
         scores = _scores(truth, guess, self._metadata.get("ignore_label", 255))
         if truth.instance is not None and guess.instance is not None:
             scores["instance"], best, alarms = compare_objects(truth.instance, guess.instance)
             self._keep_objects(file_name, image, truth.instance, guess.instance, best, alarms)
-        badness = (-float(np.mean(list(scores.values()))) if scores else -2.0, file_name)
-        if not self._cases.admits(badness) or any(case.file_name == file_name for _, case in self._cases.heap):
+        score = float(np.mean(list(scores.values()))) if scores else 2.0
+        places = [(self._cases, (-score, file_name)), (self._best, (score, file_name))][: 1 + bool(scores)]
+        places = [(heap, key) for heap, key in places if heap.limit and heap.admits(key)]
+        shown = {case.file_name: case for heap in (self._cases, self._best) for _, case in heap.heap}
+        if not places or file_name in shown:
             return
-        left = self._cases.add(badness, self._draw(file_name, image, truth, guess, scores))
-        for name in left.files if left else ():
+        case = self._draw(file_name, image, truth, guess, scores)
+        left = [out for heap, key in places if (out := heap.add(key, case))]
+        still = {case.file_name for heap in (self._cases, self._best) for _, case in heap.heap}
+        for name in (name for out in left if out.file_name not in still for name in out.files):
             self._path(name).unlink(missing_ok=True)
 
     def _draw(self, file_name: str, image: Array, truth: Scene, guess: Scene, scores: dict[str, float]) -> Case:
@@ -188,7 +229,8 @@ class Gallery(DatasetEvaluator):
                 self._alarms.add(badness, Tile(file_name, _caption(names, guess.classes[index], text), picture))
 
     def _path(self, name: str) -> Path:
-        return self._dir / "pictures" / name
+        """Of a picture, until all images are seen."""
+        return self._dir / _UNFINISHED / name
 
 
 def _scores(truth: Scene, guess: Scene, ignore: int) -> dict[str, float]:

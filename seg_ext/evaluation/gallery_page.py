@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +16,7 @@ from seg_ext.visualize import Array
 
 MIN_SCORE = 0.5  # of the instances that are drawn and counted
 TRUTH_RGB, GUESS_RGB = (0, 190, 255), (255, 145, 0)  # of outlines
+_OF_CLASS = re.compile(r"(min\(IoU, B-Iou\)|[^-]+)-(.+)", re.DOTALL)  # names of metrics: metric-class
 _TASKS = {"semantic": "mIoU", "instance": "F1", "panoptic": "PQ"}  # and the score of one image
 
 
@@ -42,7 +44,16 @@ class Tile:
     picture: Array
 
 
-def page_html(title: str, results: Mapping[str, Any], seen: int, cases: list[Case], tiles: dict[str, Tile]) -> str:
+def page_html(
+    title: str,
+    results: Mapping[str, Any],
+    seen: int,
+    cases: list[Case],
+    best: list[Case],
+    tiles: dict[str, Tile],
+    *,
+    figures: Mapping[str, str] | None = None,
+) -> str:
     """The whole page.
 
     Args:
@@ -50,15 +61,27 @@ def page_html(title: str, results: Mapping[str, Any], seen: int, cases: list[Cas
         results: of the evaluators, task -> metric -> value.
         seen: number of images that were evaluated.
         cases: images, worst first.
+        best: images, best first.
         tiles: objects by the name of their picture, worst first.
+        figures: heading -> HTML, after the results.
     """
     heads = [f'<a href="#images">{len(cases)} worst of {seen} images</a>']
     cards = "".join(_case_html(number, case) for number, case in enumerate(cases, start=1))
-    body = f'{_results_html(results)}<section id="images"><h2>Worst images</h2>{cards}</section>'
+    body = f"{_results_html(results)}{_figures_html(figures or {})}"
+    body += f'<section id="images"><h2>Worst images</h2>{cards}</section>'
+    if best:
+        heads.append(f'<a href="#best">{len(best)} best images</a>')
+        cards = "".join(_case_html(number, case) for number, case in enumerate(best, start=len(cases) + 1))
+        body += f'<section id="best"><h2>Best images</h2>{cards}</section>'
     if tiles:
         heads.append(f'<a href="#objects">{len(tiles)} worst objects</a>')
-        body += _objects_html(tiles, {case.file_name: number for number, case in enumerate(cases, start=1)})
+        body += _objects_html(tiles, {case.file_name: number for number, case in enumerate(cases + best, start=1)})
     return _PAGE.format(title=escape(title), style=_STYLE, heads=" · ".join(heads), body=body)
+
+
+def _figures_html(figures: Mapping[str, str]) -> str:
+    parts = [f"<article><h3>{escape(heading)}</h3>{figure}</article>" for heading, figure in figures.items()]
+    return f'<section id="figures">{"".join(parts)}</section>' if parts else ""
 
 
 def _case_html(number: int, case: Case) -> str:
@@ -94,8 +117,9 @@ def _results_html(results: Mapping[str, Any]) -> str:
     """A table for each task; metrics named ``metric-class`` fold away, a row for each class."""
     parts = []
     for task, metrics in results.items():
-        whole = {name: value for name, value in metrics.items() if "-" not in name}
-        heads, classes = (dict.fromkeys(name.split("-", 1)[i] for name in metrics if "-" in name) for i in (0, 1))
+        parted = {name: found.groups() for name in metrics if (found := _OF_CLASS.fullmatch(name))}
+        whole = {name: value for name, value in metrics.items() if name not in parted}
+        heads, classes = (dict.fromkeys(pair[i] for pair in parted.values()) for i in (0, 1))
         parts.append(f"<h3>{escape(task)}</h3>{_table_html(whole, [whole.values()])}")
         if classes:
             rows = [[name, *(metrics.get(f"{head}-{name}", np.nan) for head in heads)] for name in classes]
@@ -137,6 +161,15 @@ small { display: block; color: var(--soft); overflow: hidden; text-overflow: ell
 .scroll { overflow-x: auto; margin: 6px 0 12px } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: 5px 20px 5px 0; text-align: right; border-bottom: 1px solid var(--line) }
 th { font-weight: 500; color: var(--soft); font-size: 13px }
+#figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 16px;
+  align-items: start } #figures article { margin: 0 } #figures h3 { margin-bottom: 10px }
+svg { display: block; max-width: 460px; font-size: 12px } svg text:not([fill]) { fill: var(--soft) }
+.grid { stroke: var(--line); fill: none }
+.bars { display: grid; grid-template-columns: minmax(0, 12em) 1fr 4em; gap: 3px 10px; font-size: 13px;
+  align-items: center; max-height: 460px; overflow-y: auto }
+.bars span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.bars i { height: 12px; border-radius: 3px; background: var(--line) } .bars em { text-align: right; font-style: normal }
+.bars b { display: block; height: 100%; border-radius: 3px; background: var(--link) }
 details :is(th, td):first-child { text-align: left } summary { cursor: pointer; color: var(--link) }
 @media (max-width: 720px) { .row { grid-template-columns: minmax(0, 1fr) } body { padding: 16px 12px 40px } }
 """

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as rle
@@ -74,21 +75,29 @@ def read_json(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
     return content
 
 
-def instance_truth(dataset_name: str, *, with_masks: bool) -> InstanceTruth:
+def instance_truth(dataset_name: str, *, with_masks: bool, with_keypoints: bool = False) -> InstanceTruth:
     """The metadata's ``json_file``, or, where there is none, the annotations of the data set's records.
+
+    Args:
+        dataset_name: of the data set.
+        with_masks: every annotation must have one.
+        with_keypoints: likewise.
 
     Raises:
         UserError: a file that cannot be read, or an annotation that lacks what the scores need.
     """
     meta = MetadataCatalog.get(dataset_name)
     if not meta.get("json_file"):
-        return _truth_of_records(dataset_name, with_masks=with_masks)
+        return _truth_of_records(dataset_name, with_masks=with_masks, with_keypoints=with_keypoints)
     coco = read_json(meta.json_file, ("images", "categories"))
     for annotation in coco.get("annotations", []):
         name = f"{meta.json_file}: annotation {annotation.get('id')}"
         require(annotation, ("id", "image_id", "category_id", "bbox", "area"), name)
         if with_masks:
             _require_mask(annotation, name)
+        if with_keypoints:
+            require(annotation, ("keypoints",), name)
+            annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
     known = {category["id"]: category["name"] for category in coco["categories"]}
     to_class = meta.get("thing_dataset_id_to_contiguous_id") or {c: i for i, c in enumerate(sorted(known))}
     category_ids = sorted(to_class, key=to_class.__getitem__)
@@ -103,7 +112,7 @@ def instance_truth(dataset_name: str, *, with_masks: bool) -> InstanceTruth:
     return InstanceTruth(coco, names, category_ids, {image["id"]: image["id"] for image in coco["images"]})
 
 
-def _truth_of_records(dataset_name: str, *, with_masks: bool) -> InstanceTruth:
+def _truth_of_records(dataset_name: str, *, with_masks: bool, with_keypoints: bool) -> InstanceTruth:
     """COCO's dictionary of detectron2's standard records; ids of images and annotations are counted from 1."""
     names = MetadataCatalog.get(dataset_name).get("thing_classes")
     if not names:
@@ -112,7 +121,7 @@ def _truth_of_records(dataset_name: str, *, with_masks: bool) -> InstanceTruth:
     for record in records.values():
         require(record, ("image_id", "height", "width"), str(record.get("file_name")))
     annotations = [
-        {"image_id": i, **_annotation(annotation, record, with_masks=with_masks)}
+        {"image_id": i, **_annotation(annotation, record, with_masks=with_masks, with_keypoints=with_keypoints)}
         for i, record in records.items()
         for annotation in record.get("annotations", [])
     ]
@@ -124,21 +133,38 @@ def _truth_of_records(dataset_name: str, *, with_masks: bool) -> InstanceTruth:
     return InstanceTruth(coco, names, list(range(len(names))), {r["image_id"]: i for i, r in records.items()})
 
 
-def _annotation(annotation: Mapping[str, Any], record: Mapping[str, Any], *, with_masks: bool) -> dict[str, Any]:
+def _annotation(
+    annotation: Mapping[str, Any], record: Mapping[str, Any], *, with_masks: bool, with_keypoints: bool
+) -> dict[str, Any]:
     """COCO's annotation of detectron2's, with the area counted in the mask where there is one."""
     name = f"{record.get('file_name')}: an annotation"
     require(annotation, ("bbox", "bbox_mode", "category_id"), name)
     box = [float(x) for x in BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)]
     common = {"category_id": annotation["category_id"], "iscrowd": int(annotation.get("iscrowd", 0)), "bbox": box}
+    if with_keypoints:
+        require(annotation, ("keypoints",), name)
+        points = np.array(annotation["keypoints"], np.float64).reshape(-1, 3)
+        points[:, :2] -= 0.5  # detectron2's records hold positions, COCO's files pixel indices
+        common |= {"keypoints": points.ravel().tolist(), "num_keypoints": int((points[:, 2] > 0).sum())}
     if not with_masks and not annotation.get("segmentation"):
         return {**common, "area": box[2] * box[3]}
     _require_mask(annotation, name)
-    shape, size = annotation["segmentation"], (record["height"], record["width"])
-    if isinstance(shape, list):
-        shape = rle.merge(rle.frPyObjects(shape, *size))
-    elif isinstance(shape["counts"], list):
-        shape = rle.frPyObjects(shape, *size)
+    shape = compressed_rle(annotation["segmentation"], (record["height"], record["width"]))
     return {**common, "segmentation": shape, "area": float(rle.area(shape))}
+
+
+def compressed_rle(shape: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed RLE of a segmentation: polygons, uncompressed or compressed RLE.
+
+    Args:
+        shape: as it stands in COCO's files.
+        size: height and width of the image, which polygons do not state.
+    """
+    if isinstance(shape, list):
+        return rle.merge(rle.frPyObjects(shape, *size))
+    if isinstance(shape["counts"], list):
+        return rle.frPyObjects(shape, *size)
+    return shape
 
 
 def require(given: Mapping[str, Any], keys: Sequence[str], name: str) -> None:

@@ -1,54 +1,54 @@
-"""Instance evaluator: COCO's average precision of boxes and masks, detectron2's result keys."""
+"""Instance evaluator: average precision of boxes, masks and keypoints, detectron2's result keys."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from pycocotools import mask as rle
-from torch import Tensor
 
 from seg_ext.errors import UserError
+from seg_ext.evaluation.coco_engine import choose_backend, encode_masks
 from seg_ext.evaluation.ground_truth import InstanceTruth, RecordLookup, instance_truth
+from seg_ext.evaluation.instance_scores import Prediction, check_known, coco_scores, tide_scores, voc_scores
 
-_TASKS = {"bbox": ("bbox", "pred_boxes"), "segm": ("segmentation", "pred_masks")}  # COCO's field, Instances' field
-_BACKENDS = ("auto", "hotcoco", "pycocotools")
+TASKS = {"bbox": "pred_boxes", "segm": "pred_masks", "keypoints": "pred_keypoints"}  # fields of Instances
+METRICS = ("coco", "boundary", "voc", "tide")
+_COCO_POINTS = 17
 _log = logging.getLogger(__name__)
 
 
-class _Prediction(NamedTuple):
-    image_id: Any
-    scores: np.ndarray  # (n,)
-    classes: np.ndarray  # (n,)
-    shapes: dict[str, list[Any]]  # task -> n boxes (x, y, w, h) or RLEs
-
-
 class InstanceEvaluator(DatasetEvaluator):
-    """AP, AP50, AP75, AP by area, and AP per class where there are several, in percent.
+    """AP, AP50, AP75, AP by area, and AP per class where there are several, in percent; and more by ``metrics``.
 
     Ground truth is the metadata's ``json_file``, or, where there is none, the annotations of the data set's records.
-    Predictions are kept as boxes and RLEs, the one state that grows with the number of images. An image that was
-    never processed counts as one without predictions; detectron2's inference sampler repeats no image.
+    Predictions are kept as boxes and run lengths, the one state that grows with the number of images. An image that
+    was never processed counts as one without predictions; detectron2's inference sampler repeats no image.
+
+    Attributes:
+        precision: task -> COCO's precision (10 IoU thresholds, 101 recalls, K), -1 where there is no ground truth; of
+            "coco", set by :meth:`evaluate` on the main process.
 
     Args:
         dataset_name: its metadata give ``thing_classes``, and ``json_file`` with ``thing_dataset_id_to_contiguous_id``
             (categories in the order of their ids where absent).
-        tasks: of "bbox" and "segm".
+        tasks: of "bbox", "segm" and "keypoints".
+        metrics: of "coco"; "boundary", AP on min(mask IoU, boundary IoU) (Cheng et al., 2021); "voc", AP of boxes and
+            masks by VOC's rules; "tide", the error breakdown (Bolya et al., 2020), which needs hotcoco.
         distributed: score the predictions of all processes; otherwise each scores its own.
-        max_dets: detections counted per image and class, by score.
+        max_dets: detections counted per image and class, by score; COCO's 20 for keypoints and all for "voc".
         backend: "hotcoco", "pycocotools", or "auto": the former where it is installed. The numbers are the same.
+        kpt_oks_sigmas: of the keypoints; empty for COCO's 17.
 
     Raises:
-        UserError: an unknown task or backend, a backend that is not installed, ground truth that cannot be read.
+        UserError: an unknown task, metric or backend, one that needs a task or package that is not there, ground truth
+            that cannot be read.
     """
 
     def __init__(
@@ -56,34 +56,41 @@ class InstanceEvaluator(DatasetEvaluator):
         dataset_name: str,
         *,
         tasks: Sequence[str] = ("bbox", "segm"),
+        metrics: Sequence[str] = ("coco",),
         distributed: bool = True,
         max_dets: int = 100,
         backend: str = "auto",
+        kpt_oks_sigmas: Sequence[float] = (),
     ) -> None:
-        unknown = [task for task in tasks if task not in _TASKS]
-        if unknown or not tasks:
-            raise UserError(f"tasks {tuple(tasks)}: takes some of {tuple(_TASKS)}")
-        if max_dets < 1:
-            raise UserError(f"max_dets {max_dets}: takes a positive number")
-        self._tasks = tuple(tasks)
+        _check_choices(tasks, metrics, max_dets)
+        self._tasks, self._metrics = tuple(tasks), tuple(metrics)
         self._max_dets = max_dets
-        self._backend = _choose_backend(backend)
+        self._backend = choose_backend(backend)
+        self._sigmas = tuple(kpt_oks_sigmas)
         self._distributed = distributed
         self._records = RecordLookup(dataset_name)
         scores_here = not distributed or comm.is_main_process()
-        self._truth = instance_truth(dataset_name, with_masks="segm" in tasks) if scores_here else None
+        with_keypoints = "keypoints" in tasks
+        self._truth = (
+            instance_truth(dataset_name, with_masks="segm" in tasks, with_keypoints=with_keypoints)
+            if scores_here
+            else None
+        )
+        if with_keypoints and self._truth is not None:
+            self._check_points(dataset_name, self._truth)
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
-        self._predictions: list[_Prediction] = []
+        self._predictions: list[Prediction] = []
+        self.precision: dict[str, np.ndarray] = {}
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Add a batch of images.
 
         Raises:
-            UserError: instances, their boxes or their masks are missing, a score or box is not finite, or the masks
-                have another size than the image.
+            UserError: instances, their boxes, masks or keypoints are missing, a score, box or keypoint is not finite,
+                or the masks have another size than the image.
         """
         for image, output in zip(inputs, outputs, strict=True):
             name = image.get("file_name")
@@ -91,22 +98,15 @@ class InstanceEvaluator(DatasetEvaluator):
                 raise UserError(f"{name}: the model gives {sorted(output)}, takes instances")
             instances = output["instances"].to("cpu")
             image_id = self._records.value(image, "image_id")
-            if not len(instances):
-                continue
-            self._check(instances, image)
-            shapes: dict[str, list[Any]] = {}
-            if "bbox" in self._tasks:
-                boxes = instances.pred_boxes.tensor
-                shapes["bbox"] = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
-            if "segm" in self._tasks:
-                shapes["segm"] = _encode(instances.pred_masks, self._backend)
-            scores, classes = instances.scores.double().numpy(), instances.pred_classes.numpy()
-            self._predictions.append(_Prediction(image_id, scores, classes, shapes))
+            if len(instances):
+                self._check(instances, image)
+                self._predictions.append(self._prediction(instances, image_id))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """``{task: {AP, AP50, AP75, APs, APm, APl, AP-<name>}}``; empty but on the main process.
 
-        nan stands for what cannot be computed: a class or an area without ground truth, or no prediction at all.
+        Keypoints have no APs. Other metrics come under ``boundary``, ``<task>_voc`` and ``<task>_tide``. nan stands for
+        what cannot be computed: a class or an area without ground truth, or no prediction at all.
 
         Raises:
             UserError: predictions for an image or of a class that the ground truth does not know.
@@ -120,128 +120,80 @@ class InstanceEvaluator(DatasetEvaluator):
         predictions = list(chain.from_iterable(parts))
         if not predictions:
             _log.warning("the model predicts no instance in any image: AP is nan")
-        return {task: self._score(predictions, task, self._truth) for task in self._tasks}
+        check_known(predictions, self._truth)
+        return self._score(predictions, self._truth)
+
+    def _score(self, predictions: list[Prediction], truth: InstanceTruth) -> dict[str, dict[str, float]]:
+        common: dict[str, Any] = {"max_dets": self._max_dets, "backend": self._backend}
+        regions = [task for task in self._tasks if task != "keypoints"]
+        scores = {}
+        if "coco" in self._metrics:
+            for task in self._tasks:
+                sigmas = self._sigmas if task == "keypoints" else ()
+                scores[task] = coco_scores(predictions, truth, task, sigmas=sigmas, curves=self.precision, **common)
+        if "boundary" in self._metrics:
+            scores["boundary"] = coco_scores(predictions, truth, "boundary", **common)
+        if "voc" in self._metrics:
+            scores |= {f"{task}_voc": voc_scores(predictions, truth, task) for task in regions}
+        if "tide" in self._metrics:
+            tide = {t: tide_scores(predictions, truth, t, max_dets=self._max_dets) for t in regions}
+            scores |= {f"{task}_tide": errors for task, errors in tide.items()}
+        return scores
+
+    def _prediction(self, instances: Any, image_id: Any) -> Prediction:
+        boxes = counts = keypoints = None
+        size = instances.image_size
+        if instances.has("pred_boxes"):
+            tensor = instances.pred_boxes.tensor
+            boxes = BoxMode.convert(tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).numpy()
+        if "segm" in self._tasks:
+            size, counts = instances.pred_masks.shape[1:], encode_masks(instances.pred_masks, self._backend)
+        if "keypoints" in self._tasks:
+            points = instances.pred_keypoints.clone()
+            points[..., :2] -= 0.5  # from positions to pixel indices, as in the annotations
+            keypoints = points.flatten(1).numpy()
+        scores, classes = instances.scores.double().numpy().copy(), instances.pred_classes.numpy().copy()
+        return Prediction(image_id, tuple(size), scores, classes, boxes, counts, keypoints)
 
     def _check(self, instances: Any, image: Mapping[str, Any]) -> None:
         name = image.get("file_name")
         for task in self._tasks:
-            if not instances.has(_TASKS[task][1]):
-                raise UserError(f"{name}: instances without {_TASKS[task][1]}, which the task '{task}' needs")
-        numbers = [instances.scores] + ([instances.pred_boxes.tensor] if "bbox" in self._tasks else [])
+            if not instances.has(TASKS[task]):
+                raise UserError(f"{name}: instances without {TASKS[task]}, which the task '{task}' needs")
+        numbers = [instances.scores]
+        numbers += [instances.pred_boxes.tensor] if "bbox" in self._tasks else []
+        numbers += [instances.pred_keypoints] if "keypoints" in self._tasks else []
         if not all(x.isfinite().all() for x in numbers):
-            raise UserError(f"{name}: scores or boxes are NaN; the model has diverged, take an earlier checkpoint")
+            raise UserError(
+                f"{name}: scores, boxes or keypoints are NaN; the model has diverged, take an earlier checkpoint"
+            )
         size = (image.get("height"), image.get("width"))
         if "segm" in self._tasks and None not in size and tuple(instances.pred_masks.shape[1:]) != size:
             raise UserError(f"{name}: masks of {tuple(instances.pred_masks.shape[1:])} for an image of {size}")
+        if "keypoints" in self._tasks and instances.pred_keypoints.shape[1] != self._points:
+            given = instances.pred_keypoints.shape[1]
+            raise UserError(f"{name}: {given} keypoints an instance, the data set has {self._points}")
 
-    def _score(self, predictions: list[_Prediction], task: str, truth: InstanceTruth) -> dict[str, float]:
-        precision = np.full((10, 101, len(truth.names), 4, 1), -1.0)
-        if predictions:
-            precision, _ = accumulate(
-                truth.coco,
-                _results(predictions, task, truth),
-                task=task,
-                category_ids=truth.category_ids,
-                max_dets=(self._max_dets,),
-                backend=self._backend,
-            )
-        whole, small, medium, large = np.moveaxis(precision[..., -1], -1, 0)  # (10 IoU, 101 recall, K) each
-        cuts = {"AP": whole, "AP50": whole[0], "AP75": whole[5], "APs": small, "APm": medium, "APl": large}
-        if len(truth.names) > 1:
-            cuts.update({f"AP-{name}": whole[:, :, i] for i, name in enumerate(truth.names)})
-        return {key: _mean(cut) for key, cut in cuts.items()}
+    @property
+    def _points(self) -> int:
+        return len(self._sigmas) or _COCO_POINTS
+
+    def _check_points(self, dataset_name: str, truth: InstanceTruth) -> None:
+        for annotation in truth.coco.get("annotations", []):
+            if len(annotation["keypoints"]) != 3 * self._points:
+                raise UserError(
+                    f"data set '{dataset_name}': annotation {annotation['id']} has {len(annotation['keypoints']) / 3:g}"
+                    f" keypoints for {self._points} OKS sigmas; takes one each (TEST.KEYPOINT_OKS_SIGMAS)"
+                )
 
 
-def accumulate(
-    coco: dict[str, Any],
-    results: list[dict[str, Any]],
-    *,
-    task: str,
-    category_ids: Sequence[int],
-    max_dets: Sequence[int],
-    backend: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of at least one detection by COCO's protocol.
-
-    Args:
-        coco: ground truth, COCO's dictionary.
-        results: detections in COCO's result format, with ``bbox`` or ``segmentation`` (RLE), not both.
-        task: "bbox" or "segm".
-        category_ids: the K classes that count.
-        max_dets: M numbers of detections per image and class.
-        backend: "hotcoco" or "pycocotools".
-
-    Returns:
-        precision (10 IoU thresholds, 101 recalls, K, 4 areas, M) and recall (10, K, 4, M), classes in the order of
-        ``category_ids``; -1 where there is no ground truth.
-    """
-    coco_class, evaluation_class = _engine(backend)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco_class()
-        truth.dataset = coco
-        truth.createIndex()
-        evaluation = evaluation_class(truth, truth.loadRes(results), task)
-        evaluation.params.catIds = sorted(category_ids)
-        evaluation.params.maxDets = list(max_dets)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    given = np.argsort(np.argsort(category_ids))
-    return evaluation.eval["precision"][:, :, given], evaluation.eval["recall"][:, given]
-
-
-def _choose_backend(backend: str) -> str:
-    if backend not in _BACKENDS:
-        raise UserError(f"backend '{backend}': takes one of {', '.join(_BACKENDS)}")
-    if find_spec("hotcoco") is not None:
-        return "hotcoco" if backend == "auto" else backend
-    if backend == "hotcoco":
-        raise UserError("backend 'hotcoco' is not installed: pip install hotcoco, or take 'pycocotools'")
-    if backend == "auto":
-        _log.warning("hotcoco is not installed: AP comes from pycocotools, which is slower")
-    return "pycocotools"
-
-
-def _engine(backend: str) -> tuple[Any, Any]:
-    """The classes COCO and COCOeval, which have the same interface in both packages."""
-    if backend == "hotcoco":
-        import hotcoco
-
-        return hotcoco.COCO, hotcoco.COCOeval
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    return COCO, COCOeval
-
-
-def _encode(masks: Tensor, backend: str) -> list[dict[str, Any]]:
-    """RLEs of masks (n, H, W) bool, in one call; pycocotools wants columns first in memory, hotcoco takes any order."""
-    if backend == "hotcoco":
-        from hotcoco import mask
-
-        return mask.encode(masks.bool().numpy().transpose(1, 2, 0))
-    columns = masks.bool().transpose(1, 2).contiguous().numpy().view(np.uint8)
-    return rle.encode(columns.transpose(2, 1, 0))
-
-
-def _results(predictions: list[_Prediction], task: str, truth: InstanceTruth) -> list[dict[str, Any]]:
-    """COCO's result format. With boxes left out, the engines take a mask's size class from its own area."""
-    unknown = [p.image_id for p in predictions if p.image_id not in truth.image_ids]
-    if unknown:
-        raise UserError(f"image_id {unknown[0]!r} was predicted, but the ground truth has no such image")
-    classes = np.concatenate([p.classes for p in predictions])
-    if classes.min() < 0 or classes.max() >= len(truth.category_ids):
-        raise UserError(
-            f"the model predicts classes {classes.min()}..{classes.max()}, the data set has {len(truth.category_ids)}"
-        )
-    field = _TASKS[task][0]
-    return [
-        {"image_id": truth.image_ids[p.image_id], "category_id": truth.category_ids[c], "score": score, field: shape}
-        for p in predictions
-        for c, score, shape in zip(p.classes.tolist(), p.scores.tolist(), p.shapes[task], strict=True)
-    ]
-
-
-def _mean(precision: np.ndarray) -> float:
-    """Mean in percent of what could be computed."""
-    valid = precision[precision > -1]
-    return 100 * float(valid.mean()) if valid.size else float("nan")
+def _check_choices(tasks: Sequence[str], metrics: Sequence[str], max_dets: int) -> None:
+    for name, given, known in (("tasks", tasks, TASKS), ("metrics", metrics, METRICS)):
+        if not given or any(choice not in known for choice in given):
+            raise UserError(f"{name} {tuple(given)}: takes some of {tuple(known)}")
+    if max_dets < 1:
+        raise UserError(f"max_dets {max_dets}: takes a positive number")
+    if "boundary" in metrics and "segm" not in tasks:
+        raise UserError("metric 'boundary' compares masks, which the model does not give; leave it out")
+    if "tide" in metrics and find_spec("hotcoco") is None:
+        raise UserError("metric 'tide' comes from hotcoco, which is not installed: pip install hotcoco")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -18,6 +19,8 @@ from seg_ext.errors import UserError
 from seg_ext.evaluation.ground_truth import RecordLookup, read_json, require
 from seg_ext.metrics import PanopticStat, panoptic_quality, pq_scores
 
+_log = logging.getLogger(__name__)
+
 
 class _Truth(NamedTuple):
     file_name: str
@@ -26,12 +29,18 @@ class _Truth(NamedTuple):
 
 
 class PanopticEvaluator(DatasetEvaluator):
-    """PQ, SQ and RQ of all classes, of things (``_th``) and stuff (``_st``), and PQ per class, in percent.
+    """PQ, SQ and RQ of all classes, of things (``_th``) and stuff (``_st``), and of each class, in percent.
 
     The classes are those of ``thing_dataset_id_to_contiguous_id``, then those of ``stuff_dataset_id_to_contiguous_id``
     that are no things. Predictions are ``panoptic_seg``: a map of ids (H, W), 0 = void, and its segments, with
     contiguous category ids (the data set's own where a segment has no ``isthing``); segments of None mean that an id
-    is ``semantic class * label_divisor + instance``, and -1 void. The state is a few arrays of K numbers.
+    is ``semantic class * label_divisor + instance``, and -1 void. The state is a few arrays of K numbers. Images that
+    were never processed do not count, which is logged.
+
+    Attributes:
+        class_names: of the K classes, things first.
+        things: how many of them are things.
+        on_image: called, where it is set, with each input and its (K, 4) sum of IoU, TP, FP and FN.
 
     Args:
         dataset_name: its metadata give ``panoptic_json``, ``panoptic_root``, the two maps above, and ``thing_classes``
@@ -51,7 +60,9 @@ class PanopticEvaluator(DatasetEvaluator):
         stuff = meta.get("stuff_dataset_id_to_contiguous_id") or {}
         names = {category: meta.thing_classes[i] for category, i in things.items()}
         names |= {category: meta.stuff_classes[i] for category, i in stuff.items() if category not in names}
-        self._names = list(names.values())
+        self.class_names: Sequence[str] = list(names.values())
+        self.things = len(things)
+        self.on_image: Callable[[Mapping[str, Any], np.ndarray], None] | None = None
         self._is_thing = np.arange(len(names)) < len(things)
         self._class_of = {category: index for index, category in enumerate(names)}
         self._thing_class = {i: self._class_of[category] for category, i in things.items()}
@@ -65,7 +76,8 @@ class PanopticEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all images."""
-        self._stat = PanopticStat.zeros(len(self._names))
+        self._stat = PanopticStat.zeros(len(self.class_names))
+        self._images = 0
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Add a batch of images.
@@ -85,34 +97,43 @@ class PanopticEvaluator(DatasetEvaluator):
             target = read_panoptic_ids(path)
             try:
                 pred, classes = self._prediction(*output["panoptic_seg"])
-                self._stat += panoptic_quality(
+                stat = panoptic_quality(
                     pred,
                     target,
                     pred_classes=classes,
                     target_classes=truth.classes,
-                    num_classes=len(self._names),
+                    num_classes=len(self.class_names),
                     crowd=truth.crowd,
                 )
             except ValueError as error:
                 raise UserError(f"{path}: {error}") from error
+            self._stat += stat
+            self._images += 1
+            if self.on_image:
+                self.on_image(image, np.stack([stat.iou_sum, stat.tp, stat.fp, stat.fn], axis=1))
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"panoptic_seg": {PQ, SQ, RQ, PQ_th, ..., RQ_st, PQ-<name>}}``; empty but on the main process.
+        """``{"panoptic_seg": {PQ, SQ, RQ, PQ_th, ..., RQ_st, PQ-<name>, SQ-<name>, RQ-<name>}}``.
 
-        nan stands for a class, or a group of classes, without a segment.
+        Empty but on the main process. nan stands for a class, or a group of classes, without a segment.
         """
-        parts = comm.gather(self._stat) if self._distributed else [self._stat]
+        state = self._stat, self._images
+        parts = comm.gather(state) if self._distributed else [state]
         if not parts:
             return {}
-        scores = pq_scores(reduce(add, parts), self._is_thing)
+        stats, images = zip(*parts, strict=True)
+        if sum(images) != len(self._truth):
+            _log.warning("panoptic quality over %d images, the ground truth has %d", sum(images), len(self._truth))
+        scores = pq_scores(reduce(add, stats), self._is_thing)
         groups = {"": scores.all, "_th": scores.things, "_st": scores.stuff}
         result = {
             f"{name}{suffix}": 100 * value
             for suffix, group in groups.items()
             for name, value in zip(("PQ", "SQ", "RQ"), group, strict=True)
         }
-        per_class = {f"PQ-{name}": 100 * pq for name, pq in zip(self._names, scores.pq.tolist(), strict=True)}
-        return {"panoptic_seg": {**result, **per_class}}
+        for key, values in (("PQ", scores.pq), ("SQ", scores.sq), ("RQ", scores.rq)):
+            result |= {f"{key}-{name}": 100 * x for name, x in zip(self.class_names, values.tolist(), strict=True)}
+        return {"panoptic_seg": result}
 
     def _prediction(self, ids: Any, segments: Sequence[Mapping[str, Any]] | None) -> tuple[np.ndarray, dict[int, int]]:
         """Map of ids with 0 = void, and the class of each id."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seg_ext.metrics.labels import compact_labels, joint_counts
+
 
 @dataclass(frozen=True, eq=False)
 class SemanticScores:
@@ -15,8 +17,10 @@ class SemanticScores:
     fwiou: float
     macc: float
     pacc: float
+    mdice: float
     iou: np.ndarray  # (K,), nan for a class without ground truth
-    acc: np.ndarray  # (K,), nan for a class without ground truth
+    acc: np.ndarray  # (K,), likewise
+    dice: np.ndarray  # (K,), likewise; also the F1 of the class's pixels
 
 
 def confusion_matrix(pred: np.ndarray, target: np.ndarray, num_classes: int, *, ignore: int) -> np.ndarray:
@@ -36,27 +40,22 @@ def confusion_matrix(pred: np.ndarray, target: np.ndarray, num_classes: int, *, 
         TypeError: a map that is not of integers.
         ValueError: maps of different shapes, or a ground-truth id that is neither in 0..K-1 nor ``ignore``.
     """
-    if pred.dtype.kind not in "biu" or target.dtype.kind not in "biu":
-        raise TypeError(f"label maps of type {pred.dtype} and {target.dtype}: takes integers")
-    if pred.shape != target.shape:
-        raise ValueError(f"prediction of shape {pred.shape} for ground truth of shape {target.shape}: takes equal ones")
-    counted = target != ignore
-    rows, columns = target[counted].astype(np.int64), pred[counted].astype(np.int64)
-    if rows.size and not 0 <= rows.min() <= rows.max() < num_classes:
-        raise ValueError(
-            f"ground-truth ids {rows.min()}..{rows.max()}: takes 0..{num_classes - 1}, or ignored {ignore}"
-        )
-    columns[(columns < 0) | (columns >= num_classes)] = num_classes
-    counts = np.bincount(rows * (num_classes + 1) + columns, minlength=num_classes * (num_classes + 1))
-    return counts.reshape(num_classes, num_classes + 1)
+    counts = joint_counts(*compact_labels(pred, target, num_classes, ignore=ignore), num_classes)
+    return counts[:num_classes, : num_classes + 1]
+
+
+def class_counts(confusion: np.ndarray) -> np.ndarray:
+    """(K, 3) of a confusion matrix (K, K) or (K, K+1): correct, ground-truth and predicted pixels of each class."""
+    classes = len(confusion)
+    return np.stack([confusion.diagonal(), confusion.sum(1), confusion[:, :classes].sum(0)], axis=1)
 
 
 def semantic_scores(confusion: np.ndarray) -> SemanticScores:
-    """Mean IoU, frequency-weighted IoU, mean and pixel accuracy of a set.
+    """Mean IoU, frequency-weighted IoU, mean and pixel accuracy, and mean Dice of a set.
 
-    With t the correct pixels, g the ground truth's and p the predicted ones of a class, IoU is ``t / (g + p - t)``
-    and accuracy ``t / g``. A class without ground truth is nan and left out of the means, as in detectron2; pixels
-    wrongly given to it count against the class they belong to.
+    With t the correct pixels, g the ground truth's and p the predicted ones of a class, IoU is ``t / (g + p - t)``,
+    accuracy ``t / g`` and Dice ``2 t / (g + p)``. A class without ground truth is nan and left out of the means, as in
+    detectron2; pixels wrongly given to it count against the class they belong to.
 
     Args:
         confusion: (K, K) or (K, K+1) counts, rows ground truth; the sum of :func:`confusion_matrix` over the images.
@@ -66,19 +65,21 @@ def semantic_scores(confusion: np.ndarray) -> SemanticScores:
     """
     if confusion.ndim != 2 or confusion.shape[1] - len(confusion) not in (0, 1):
         raise ValueError(f"confusion matrix of shape {confusion.shape}: takes (K, K) or (K, K+1)")
-    correct = confusion.diagonal().astype(np.float64)
-    truth = confusion.sum(axis=1).astype(np.float64)
-    predicted = confusion[:, : len(confusion)].sum(axis=0)
+    correct, truth, predicted = class_counts(confusion).T.astype(np.float64)
     present = truth > 0
-    iou = np.divide(correct, truth + predicted - correct, out=np.full_like(truth, np.nan), where=present)
-    acc = np.divide(correct, truth, out=np.full_like(truth, np.nan), where=present)
+    iou, acc, dice = (
+        np.divide(share, whole, out=np.full_like(truth, np.nan), where=present)
+        for share, whole in ((correct, truth + predicted - correct), (correct, truth), (2 * correct, truth + predicted))
+    )
     if not present.any():
-        return SemanticScores(np.nan, np.nan, np.nan, np.nan, iou, acc)
+        return SemanticScores(np.nan, np.nan, np.nan, np.nan, np.nan, iou, acc, dice)
     return SemanticScores(
         miou=float(iou[present].mean()),
         fwiou=float((truth * iou)[present].sum() / truth.sum()),
         macc=float(acc[present].mean()),
         pacc=float(correct.sum() / truth.sum()),
+        mdice=float(dice[present].mean()),
         iou=iou,
         acc=acc,
+        dice=dice,
     )

@@ -80,7 +80,7 @@ def panoptic_quality(
     guess, p = np.unique(pred_ids, return_inverse=True)
     truth_class = _classes_of(truth, target_classes, num_classes, "ground truth")
     guess_class = _classes_of(guess, pred_classes, num_classes, "prediction")
-    is_crowd = np.isin(truth, list(crowd))
+    is_crowd = np.array([segment in crowd for segment in truth.tolist()], bool)
     truth_area, guess_area = np.bincount(t, weights=area), np.bincount(p, weights=area)
     on_void = truth_class[t] < 0
     void_area = np.bincount(p, weights=area * on_void)
@@ -127,15 +127,20 @@ def _overlaps(target: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Ids of the target, ids of the prediction and area of each pair that meets; sorts runs of pixels, not pixels."""
     if pred.shape != target.shape:
         raise ValueError(f"prediction of shape {pred.shape} for ground truth of shape {target.shape}: takes equal ones")
-    if any(ids.min(initial=0) < 0 or ids.max(initial=0) >= 2**31 for ids in (pred, target)):
-        raise ValueError("segment ids: takes 0..2147483647")
-    key = (target.astype(np.int64) << 32 | pred.astype(np.int64)).ravel()
-    first = np.ones(len(key), bool)
-    first[1:] = key[1:] != key[:-1]
+    t, p = target.ravel(), pred.ravel()
+    first = np.ones(len(t), bool)
+    np.not_equal(t[1:], t[:-1], out=first[1:])
+    first[1:] |= p[1:] != p[:-1]
     starts = np.flatnonzero(first)
-    pairs, inverse = np.unique(key[starts], return_inverse=True)
-    area = np.bincount(inverse, weights=np.diff(starts, append=len(key)))
-    return pairs >> 32, pairs & 0xFFFFFFFF, area
+    t, p = t[starts].astype(np.int64), p[starts].astype(np.int64)
+    if min(t.min(initial=0), p.min(initial=0)) < 0 or max(t.max(initial=0), p.max(initial=0)) >= 2**31:
+        raise ValueError("segment ids: takes 0..2147483647")
+    key = t << 32 | p
+    order = np.argsort(key)
+    key = key[order]
+    groups = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
+    area = np.add.reduceat(np.diff(starts, append=len(first))[order], groups) if len(key) else key
+    return key[groups] >> 32, key[groups] & 0xFFFFFFFF, area
 
 
 def _classes_of(ids: np.ndarray, classes: Mapping[int, int], num_classes: int, name: str) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
 from seg_ext.errors import UserError
+from seg_ext.modeling.encoders import build_seg_ext_timm_backbone, build_seg_ext_vgg_backbone
 from seg_ext.modeling.fpn import FPN
 from seg_ext.modeling.norm import norm_layer
 from seg_ext.modeling.resnet import MAX_CASCADE, OUTPUT_STRIDES, UNITS, ResNet, Stem, build_stages
@@ -47,9 +49,21 @@ def build_seg_ext_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
 @BACKBONE_REGISTRY.register()
 def build_seg_ext_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """The ResNet above under a feature pyramid from MODEL.FPN."""
-    return FPN(
-        build_seg_ext_resnet_backbone(cfg, input_shape),
-        cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=norm_layer(cfg.MODEL.FPN.NORM, "MODEL.FPN.NORM"),
-    )
+    return _pyramid(cfg.MODEL.FPN, build_seg_ext_resnet_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_seg_ext_vgg_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """VGG-16 under a feature pyramid from MODEL.FPN: pool3 gives p3."""
+    return _pyramid(cfg.MODEL.FPN, build_seg_ext_vgg_backbone(cfg, input_shape))
+
+
+@BACKBONE_REGISTRY.register()
+def build_seg_ext_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """A model of timm under a feature pyramid from MODEL.FPN: stage3 gives p3."""
+    return _pyramid(cfg.MODEL.FPN, build_seg_ext_timm_backbone(cfg, input_shape))
+
+
+def _pyramid(keys: CfgNode, bottom_up: Backbone) -> FPN:
+    norm = norm_layer(keys.NORM, "MODEL.FPN.NORM")
+    return FPN(bottom_up, keys.IN_FEATURES, out_channels=keys.OUT_CHANNELS, norm=norm)

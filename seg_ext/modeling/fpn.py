@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seg_ext.errors import UserError
 from seg_ext.layers import FeatureSpec
+from seg_ext.modeling.regions import check_region_maps
 
 
 class FPN(Backbone):
@@ -34,6 +35,8 @@ class FPN(Backbone):
         missing = [name for name in in_features if name not in shapes]
         if missing or not in_features:
             raise UserError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: the bottom-up gives {', '.join(shapes)}")
+        for name in in_features:
+            check_region_maps("MODEL.FPN.IN_FEATURES", [name], shapes)
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)
         numbers = [re.search(r"\d+$", name) for name in in_features]  # res2 becomes p2

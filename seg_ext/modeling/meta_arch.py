@@ -1,4 +1,4 @@
-"""PanopticSegmentor: one backbone under a semantic head, Mask R-CNN, or both; which heads exist decides the task."""
+"""PanopticSegmentor: a backbone under a semantic head, Mask R-CNN, Panoptic-DeepLab's: the heads decide the task."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator, build_roi_heads
 from detectron2.modeling.meta_arch.semantic_seg import build_sem_seg_head
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from seg_ext.errors import UserError
 from seg_ext.modeling.batch_norm import configure_batch_norm
+from seg_ext.modeling.panoptic_deeplab import INS_EMBED_HEADS
+from seg_ext.modeling.regions import check_anchors, check_c4, check_region_maps
 from seg_ext.postprocess import fuse_panoptic
 
 
@@ -23,12 +25,14 @@ class PanopticSegmentor(nn.Module):
     """Semantic, instance or panoptic segmentation in detectron2's input and output format.
 
     In training a batch may mix images with label maps, with instances, with both or with neither: each loss is taken
-    over the images that have its ground truth.
+    over the images that have its ground truth. Where none of them has, the losses of that head are there and 0, with
+    gradients of 0, so that all processes have the same ones.
     """
 
     sem_seg_head: Any  # modules or None: detectron2's own have no common type
     proposal_generator: Any
     roi_heads: Any
+    ins_embed_head: Any
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -42,6 +46,7 @@ class PanopticSegmentor(nn.Module):
         sem_seg_head: nn.Module | None = None,
         proposal_generator: nn.Module | None = None,
         roi_heads: nn.Module | None = None,
+        ins_embed_head: nn.Module | None = None,
         thing_ids: Sequence[int] = (),
         overlap_threshold: float = 0.5,
         stuff_area: int = 4096,
@@ -57,6 +62,8 @@ class PanopticSegmentor(nn.Module):
             sem_seg_head: detectron2's protocol, see :class:`seg_ext.modeling.seg_head.SegHead`.
             proposal_generator: comes with ``roi_heads``.
             roi_heads: detectron2's, Mask R-CNN's.
+            ins_embed_head: see :class:`seg_ext.modeling.panoptic_deeplab.InstanceEmbeddingHead`; beside a semantic
+                head and in place of ``roi_heads``.
             thing_ids: semantic ids that denote things, for panoptic fusion.
             overlap_threshold: see :func:`seg_ext.postprocess.fuse_panoptic`.
             stuff_area: likewise, pixels.
@@ -64,6 +71,8 @@ class PanopticSegmentor(nn.Module):
             batch_norm: arguments of :func:`seg_ext.modeling.batch_norm.configure_batch_norm`.
         """
         super().__init__()
+        if ins_embed_head is not None and (sem_seg_head is None or roi_heads is not None):
+            raise UserError("MODEL.INS_EMBED_HEAD.NAME goes with MODEL.SEM_SEG_HEAD.NAME, and without MODEL.ROI_HEADS")
         if sem_seg_head is None and roi_heads is None:
             raise UserError("a model needs MODEL.SEM_SEG_HEAD.NAME or MODEL.ROI_HEADS.NAME; both are empty")
         if (proposal_generator is None) != (roi_heads is None):
@@ -72,6 +81,7 @@ class PanopticSegmentor(nn.Module):
         self.sem_seg_head = sem_seg_head
         self.proposal_generator = proposal_generator
         self.roi_heads = roi_heads
+        self.ins_embed_head = ins_embed_head
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self._fusion: dict[str, Any] = {
@@ -88,6 +98,10 @@ class PanopticSegmentor(nn.Module):
         model = cfg.MODEL
         backbone = build_backbone(cfg)
         shape = backbone.output_shape()
+        _check_heads(model, shape)
+        embed = model.INS_EMBED_HEAD.NAME
+        if embed and embed not in INS_EMBED_HEADS:
+            raise UserError(f"MODEL.INS_EMBED_HEAD.NAME {embed!r}: takes {', '.join(INS_EMBED_HEADS)} or ''")
         roi_shape = {name: spec for name, spec in shape.items() if getattr(spec, "offset", 0) == 0}
         combine = model.PANOPTIC_FPN.COMBINE
         return {
@@ -95,6 +109,7 @@ class PanopticSegmentor(nn.Module):
             "sem_seg_head": build_sem_seg_head(cfg, shape) if model.SEM_SEG_HEAD.NAME else None,
             "proposal_generator": build_proposal_generator(cfg, roi_shape) if model.PROPOSAL_GENERATOR.NAME else None,
             "roi_heads": build_roi_heads(cfg, roi_shape) if model.ROI_HEADS.NAME else None,
+            "ins_embed_head": INS_EMBED_HEADS[embed](cfg, shape) if embed else None,
             "pixel_mean": model.PIXEL_MEAN,
             "pixel_std": model.PIXEL_STD,
             "thing_ids": model.SEM_SEG_HEAD.THING_IDS,
@@ -114,10 +129,10 @@ class PanopticSegmentor(nn.Module):
 
         Args:
             batched_inputs: per image ``image`` (C, H, W); ``height``, ``width`` of the output; in training
-                ``sem_seg`` (H, W), ``sem_seg_weight`` (H, W) and ``instances``.
+                ``sem_seg`` (H, W), ``sem_seg_weight`` (H, W), ``instances`` and ``panoptic_ids`` (H, W).
 
         Returns:
-            In inference per image: ``sem_seg`` (K, height, width) scores, ``instances``, and with both heads
+            In inference per image: ``sem_seg`` (K, height, width) scores, ``instances``, and with heads for both
             ``panoptic_seg``: (height, width) ids and a list of segment dicts.
         """
         images = self._images(batched_inputs)
@@ -125,8 +140,10 @@ class PanopticSegmentor(nn.Module):
         if not self.training:
             return self._infer(images, features, batched_inputs)
         losses: dict[str, Tensor] = {}
+        if self.ins_embed_head is not None:
+            return self._bottom_up_losses(images, features, batched_inputs)
         if self.sem_seg_head is not None:
-            losses.update(self.sem_seg_head(features, self._targets(images, batched_inputs))[1])
+            losses.update(self._semantic_losses(images, features, batched_inputs))
         if self.roi_heads is not None:
             losses.update(self._instance_losses(images, features, batched_inputs))
         return losses
@@ -144,45 +161,103 @@ class PanopticSegmentor(nn.Module):
             padding_constraints=self.backbone.padding_constraints,
         )
 
-    def _targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor | Mapping[str, Tensor] | None:
-        """(N, H, W) ids, all ignored for an image without a label map; None when no image has one.
+    def _semantic_losses(
+        self, images: ImageList, features: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Losses over the images that have a label map; of a batch without one, those of an empty map times 0."""
+        if any("sem_seg" in x for x in batched_inputs):
+            return self.sem_seg_head(features, self._targets(images, batched_inputs))[1]
+        if self.roi_heads is None:
+            raise UserError("semantic training needs 'sem_seg' in the inputs; does the data set have label maps?")
+        nothing = [x | {"sem_seg": torch.zeros(size, dtype=torch.long)} for x, size in self._sized(batched_inputs)]
+        losses = self.sem_seg_head(features, self._targets(images, nothing))[1]
+        return {name: 0 * loss for name, loss in losses.items()}
+
+    def _bottom_up_losses(
+        self, images: ImageList, features: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Semantic losses, in which small instances weigh more, and those of centres and offsets."""
+        if not any("panoptic_ids" in x for x in batched_inputs):
+            raise UserError("MODEL.INS_EMBED_HEAD needs 'panoptic_ids' in the inputs; is the data set panoptic?")
+        targets = self._targets(images, batched_inputs)
+        named = dict(targets) if isinstance(targets, Mapping) else {"sem_seg": targets}
+        ids = [
+            x["panoptic_ids"].to(self.device) if "panoptic_ids" in x else torch.zeros(size, device=self.device)
+            for x, size in self._sized(batched_inputs)
+        ]
+        known = named["sem_seg"] != self.sem_seg_head.ignore_value  # not where an augmentation padded
+        numbers = torch.where(known, self._batch(ids, 0.0).tensor, 0).long()
+        wanted = self.ins_embed_head.targets(numbers)
+        named["weight"] = wanted["semantic"] * named.get("weight", 1.0)
+        losses: dict[str, Tensor] = self.sem_seg_head(features, named)[1]
+        return {**losses, **self.ins_embed_head.losses(features, numbers, wanted)}
+
+    @staticmethod
+    def _sized(batched_inputs: list[dict[str, Any]]) -> list[tuple[dict[str, Any], tuple[int, int]]]:
+        """Every input with its height and width as the model gets it."""
+        return [(x, (x["image"].shape[-2], x["image"].shape[-1])) for x in batched_inputs]
+
+    def _targets(self, images: ImageList, batched_inputs: list[dict[str, Any]]) -> Tensor | Mapping[str, Tensor]:
+        """(N, H, W) ids, all ignored for an image without a label map.
 
         With weights of the pixels in any of the inputs a dict: "sem_seg", the ids, and "weight" (N, H, W).
         """
-        if not any("sem_seg" in x for x in batched_inputs):
-            return None
         ignore = self.sem_seg_head.ignore_value
         targets = [
             x["sem_seg"].to(self.device)
             if "sem_seg" in x
             else torch.full(size, ignore, dtype=torch.long, device=self.device)
-            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+            for x, size in self._sized(batched_inputs)
         ]
         ids = self._batch(targets, ignore).tensor
         if not any("sem_seg_weight" in x for x in batched_inputs):
             return ids
         weights = [
             x["sem_seg_weight"].to(self.device) if "sem_seg_weight" in x else torch.ones(size, device=self.device)
-            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+            for x, size in self._sized(batched_inputs)
         ]
         return {"sem_seg": ids, "weight": self._batch(weights, 0.0).tensor}
 
     def _instance_losses(
         self, images: ImageList, features: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        """RPN and ROI losses over the images that have instances, if only an empty list of them."""
+        """RPN and ROI losses over the images that have instances, if only an empty list of them.
+
+        Of a batch whose images have none, not even an empty list, those of an empty list on the first image, times 0.
+        """
         index = [i for i, x in enumerate(batched_inputs) if "instances" in x]
-        if not index:
-            if self.sem_seg_head is None:
-                raise UserError("instance training needs 'instances' in the inputs; does the data set have them?")
-            return {}
-        if len(index) < len(batched_inputs):
-            features = {name: x[index] for name, x in features.items()}
-            images = ImageList(images.tensor[index], [images.image_sizes[i] for i in index])
-        truth = [batched_inputs[i]["instances"].to(self.device) for i in index]
+        if not index and self.sem_seg_head is None:
+            raise UserError("instance training needs 'instances' in the inputs; does the data set have them?")
+        truth = [self._truth(batched_inputs[i]) for i in index] or [self._no_instances(images.image_sizes[0])]
+        chosen = index or [0]
+        if len(chosen) < len(batched_inputs):
+            features = {name: x[chosen] for name, x in features.items()}
+            images = ImageList(images.tensor[chosen], [images.image_sizes[i] for i in chosen])
         proposals, losses = self.proposal_generator(images, features, truth)
         _, roi_losses = self.roi_heads(images, features, proposals, truth)
-        return {**losses, **roi_losses}
+        losses = {**losses, **roi_losses}
+        return losses if index else {name: 0 * loss for name, loss in losses.items()}
+
+    def _truth(self, inputs: dict[str, Any]) -> Instances:
+        """The instances of an input, with the classes and fields that the heads have."""
+        truth: Instances = inputs["instances"]
+        known = getattr(self.roi_heads, "num_classes", None)
+        if known is not None and len(truth) and not 0 <= truth.gt_classes.min() <= truth.gt_classes.max() < known:
+            strange = next(i for i in truth.gt_classes.tolist() if not 0 <= i < known)
+            raise UserError(
+                f"{inputs.get('file_name', 'an input')}: an instance of class {strange}; MODEL.ROI_HEADS.NUM_CLASSES"
+                f" {known} takes 0 to {known - 1}"
+            )
+        if getattr(self.roi_heads, "keypoint_on", False) and len(truth) and not truth.has("gt_keypoints"):
+            raise UserError(
+                f"{inputs.get('file_name', 'an input')}: MODEL.KEYPOINT_ON trains on instances with 'gt_keypoints', and"
+                " these have none; detectron2's DatasetMapper reads them"
+            )
+        return truth.to(self.device)
+
+    def _no_instances(self, size: tuple[int, int]) -> Instances:
+        boxes, classes = Boxes(torch.zeros(0, 4)), torch.zeros(0, dtype=torch.long)
+        return Instances(size, gt_boxes=boxes, gt_classes=classes).to(self.device)
 
     def _infer(
         self, images: ImageList, features: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]
@@ -192,6 +267,9 @@ class PanopticSegmentor(nn.Module):
         if self.roi_heads is not None:
             proposals, _ = self.proposal_generator(images, features, None)
             detections, _ = self.roi_heads(images, features, proposals, None)
+        heat = offset = None
+        if self.ins_embed_head is not None:
+            heat, offset = self.ins_embed_head(features, images.tensor.shape[-2:])
         results = []
         for i, (inputs, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
@@ -200,7 +278,10 @@ class PanopticSegmentor(nn.Module):
                 result["sem_seg"] = sem_seg_postprocess(scores[i], size, height, width)
             if detections is not None:
                 result["instances"] = detector_postprocess(detections[i], height, width)
-            if len(result) == 2:
+            if heat is not None and offset is not None:
+                found = self.ins_embed_head.segments(result["sem_seg"], heat[i], offset[i], size)
+                result["panoptic_seg"], result["instances"] = found
+            elif len(result) == 2:
                 result["panoptic_seg"] = self.fuse(result["sem_seg"].argmax(0), result["instances"])
             results.append(result)
         return results
@@ -210,3 +291,19 @@ class PanopticSegmentor(nn.Module):
         return fuse_panoptic(
             labels, instances.pred_masks, scores=instances.scores, classes=instances.pred_classes, **self._fusion
         )
+
+
+def _check_heads(model: CfgNode, shapes: Mapping[str, Any]) -> None:
+    """Refuse thing ids that are no classes, and region heads on maps that the backbone cannot give."""
+    head, names = model.SEM_SEG_HEAD, model.ROI_HEADS.IN_FEATURES
+    classes = max(head.NUM_CLASSES, 2)
+    strange = [i for i in head.THING_IDS if not 0 <= i < classes]
+    if head.NAME and strange:
+        raise UserError(f"MODEL.SEM_SEG_HEAD.THING_IDS has {strange[0]}: takes semantic classes, 0 to {classes - 1}")
+    if not (model.PROPOSAL_GENERATOR.NAME and model.ROI_HEADS.NAME):
+        return
+    check_region_maps("MODEL.RPN.IN_FEATURES", model.RPN.IN_FEATURES, shapes)
+    check_region_maps("MODEL.ROI_HEADS.IN_FEATURES", names, shapes, pyramid=True)
+    check_anchors(model.ANCHOR_GENERATOR.SIZES, model.ANCHOR_GENERATOR.ASPECT_RATIOS, model.RPN.IN_FEATURES)
+    if model.ROI_HEADS.NAME == "Res5ROIHeads":
+        check_c4(names, shapes, res2_channels=model.RESNETS.RES2_OUT_CHANNELS, keypoints=model.KEYPOINT_ON)

@@ -175,7 +175,9 @@ class SegHead(nn.Module):
         return F.pad(logits, (0, right, 0, bottom), mode="replicate") if bottom or right else logits
 
 
-def select_features(shapes: Mapping[str, Any], names: Sequence[str]) -> dict[str, FeatureSpec]:
+def select_features(
+    shapes: Mapping[str, Any], names: Sequence[str], *, key: str = f"{_HEAD}.IN_FEATURES"
+) -> dict[str, FeatureSpec]:
     """The named maps of a backbone, shallow to deep (of equal strides in the backbone's order).
 
     Raises:
@@ -184,7 +186,7 @@ def select_features(shapes: Mapping[str, Any], names: Sequence[str]) -> dict[str
     missing = [name for name in names if name not in shapes]
     if missing or not names:
         what = f"{', '.join(missing)} not given by the backbone" if missing else "is empty"
-        raise UserError(f"{_HEAD}.IN_FEATURES {list(names)}: {what}, which gives {', '.join(shapes)}")
+        raise UserError(f"{key} {list(names)}: {what}, which gives {', '.join(shapes)}")
     order = [name for name in shapes if name in names]
     specs = {n: FeatureSpec(shapes[n].channels, shapes[n].stride, getattr(shapes[n], "offset", 0)) for n in order}
     return dict(sorted(specs.items(), key=lambda item: item[1].stride))

@@ -1,6 +1,9 @@
 """Checkpoints: written whole or not at all, read without running code."""
 
+import logging
 import pickle
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,79 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatc
     nn.init.zeros_(model.weight)
     checkpointer.resume_or_load("", resume=True)
     assert torch.equal(model.weight, before)
+
+
+def _saved(folder: Path, *names: str, keep: int = 0) -> Checkpointer:
+    """A model whose weights are 1 in the first of the checkpoints, 2 in the next, ..."""
+    checkpointer = Checkpointer(nn.Linear(2, 2), str(folder), keep=keep)
+    for number, name in enumerate(names, start=1):
+        nn.init.constant_(checkpointer.model.weight, number)
+        checkpointer.save(name)
+    nn.init.zeros_(checkpointer.model.weight)
+    return checkpointer
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    place = content.index(struct.pack("<4f", 2, 2, 2, 2))  # of the weights themselves: torch.load would not notice
+    content[place + 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [_truncate, _flip, Path.unlink, lambda file: file.write_bytes(b"")])
+def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
+) -> None:
+    checkpointer = _saved(tmp_path, "model_0000001", "model_0000003")
+    harm(tmp_path / "model_0000003.pth")
+    monkeypatch.setattr(logging.getLogger("seg_ext"), "propagate", True)
+    with caplog.at_level("WARNING", "seg_ext.checkpoint"):
+        checkpointer.resume_or_load("", resume=True)
+    assert checkpointer.model.weight.unique().tolist() == [1]
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("seg_ext.checkpoint")][:1]
+    assert "model_0000003.pth: missing, truncated or damaged" in line and "from" in line and "model_0000001.pth" in line
+
+
+def test_a_run_does_not_begin_anew_over_checkpoints_that_are_all_damaged(tmp_path: Path) -> None:
+    checkpointer = _saved(tmp_path, "model_0000001", "model_final")
+    for file in tmp_path.glob("*.pth"):
+        _truncate(file)
+    with pytest.raises(UserError, match="model_final.pth, .*model_0000001.pth: .* there is no other"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+def test_a_run_goes_on_without_the_note_of_its_last_checkpoint_too(tmp_path: Path) -> None:
+    checkpointer = _saved(tmp_path, "model_0000001", "model_0000003")
+    (tmp_path / "last_checkpoint").unlink()  # a kill between the first checkpoint and its note
+    checkpointer.resume_or_load("", resume=True)
+    assert checkpointer.model.weight.unique().tolist() == [2]
+
+
+def test_the_best_checkpoint_is_not_what_a_run_goes_on_from(tmp_path: Path) -> None:
+    checkpointer = _saved(tmp_path, "model_0000001", "model_best")
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
+    (tmp_path / "model_0000001.pth").unlink()
+    (tmp_path / "last_checkpoint").unlink()
+    assert not checkpointer.has_checkpoint()
+
+
+def test_keep_bounds_the_numbered_checkpoints_and_spares_the_others(tmp_path: Path) -> None:
+    (tmp_path / "model_of_mine.pth").touch()
+    numbered = [f"model_{i:07d}" for i in range(4)]
+    _saved(tmp_path, "model_best", "model_final", *numbered, keep=2)
+    left = {"model_best", "model_final", "model_of_mine", *numbered[2:]}
+    assert {file.stem for file in tmp_path.glob("*.pth")} == left
+    _saved(tmp_path, "model_0000001", keep=1)  # gone back: it is what the run would go on from
+    assert {file.stem for file in tmp_path.glob("*.pth")} == {"model_best", "model_final", "model_of_mine", numbered[1]}
+
+
+def test_a_negative_number_to_keep_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="SOLVER.CHECKPOINT_KEEP -1"):
+        Checkpointer(nn.Linear(1, 1), str(tmp_path), keep=-1)
 
 
 class _Malicious:

@@ -75,7 +75,7 @@ def test_a_model_trains_and_is_scored_on_a_data_yaml(
     file, out = write_tree(tmp_path / kind, kind), tmp_path / "run"
     assert run("train", *base, "--data", file, *COMMON, *options, "OUTPUT_DIR", out) == 0
     results = json.loads((out / "results.json").read_text())
-    assert set(results) == tasks
+    assert set(results) == {*tasks, "about"}
     assert all(0 <= results[task][TASKS[task]] <= 100 for task in tasks)
     losses = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     assert all(math.isfinite(line["total_loss"]) for line in losses if "total_loss" in line)
@@ -86,7 +86,9 @@ def test_a_model_trains_and_is_scored_on_a_data_yaml(
 
     (out / "results.json").unlink()
     assert run("eval", "--config-file", out / "config.yaml", "--weights", out / "model_final.pth") == 0
-    assert json.loads((out / "results.json").read_text()) == results
+    again = json.loads((out / "results.json").read_text())
+    assert {task: again[task] for task in tasks} == {task: results[task] for task in tasks}
+    assert again["about"]["data"] == results["about"]["data"]
 
 
 def test_a_config_may_name_the_file_and_its_weights_predict_where_the_data_are_gone(
@@ -112,7 +114,7 @@ def test_two_processes_train_on_derived_data(tmp_path: Path) -> None:
     flags = ("--num-gpus", 2, "--dist-url", "auto")
     options = (*COMMON, *UNET, *DETECTOR, "OUTPUT_DIR", out)
     assert run("train", *PANOPTIC, "--data", file, *flags, *options) == 0
-    assert set(json.loads((out / "results.json").read_text())) == set(TASKS)
+    assert set(json.loads((out / "results.json").read_text())) == {*TASKS, "about"}
 
 
 def test_data_that_do_not_serve_the_model_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def test_one_run_trains_scores_and_pictures_three_tasks(tree: Path, capsys: pyte
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("mIoU", "pix acc", "AP50", "PQ", "SQ", "RQ"))
     results = json.loads((out / "results.json").read_text())
-    assert set(results) == {"sem_seg", "bbox", "segm", "panoptic_seg"}
+    assert set(results) == {"sem_seg", "bbox", "segm", "panoptic_seg", "about"}
     page = (out / "gallery" / "index.html").read_text()
     assert all(word in page for word in ("Semantic", "Instance", "Panoptic", "PQ"))
 

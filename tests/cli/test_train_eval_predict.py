@@ -32,20 +32,29 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return lines[0]
 
 
+def scores_in(folder: Path) -> dict:
+    """What a run's results.json holds beside what it says of itself."""
+    results = json.loads((folder / "results.json").read_text())
+    assert {"versions", "data", "config"} <= set(results.pop("about"))
+    return results
+
+
 def test_trains_evaluates_resumes_and_predicts(toy_config: Path, toy_folder: Path, tmp_path: Path, capsys) -> None:
     assert run("train", "--config-file", toy_config, "TEST.GALLERY", "3") == 0
     out = tmp_path / "run"
-    results = json.loads((out / "results.json").read_text())
+    results = scores_in(out)
     assert 0 <= results["sem_seg"]["mIoU"] <= 100 and "mIoU" in capsys.readouterr().out
-    for name in ("config.yaml", "log.txt", "metrics.json", "model_final.pth", "gallery/index.html"):
+    for name in ("config.yaml", "run.log", "metrics.json", "model_final.pth", "gallery/index.html", "confusion.csv"):
         assert (out / name).is_file(), name
     written = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     assert written[-1]["sem_seg/mIoU"] == pytest.approx(results["sem_seg"]["mIoU"]) and "total_loss" in written[0]
 
-    assert run("eval", "--config-file", toy_config, "--weights", out / "model_final.pth") == 0
-    assert json.loads((out / "results.json").read_text()) == results
+    assert run("eval", "--config-file", toy_config, "--weights", out / "model_final.pth", "--html", "--per-image") == 0
+    assert scores_in(out) == results
+    assert "Confusion matrix" in (out / "gallery" / "index.html").read_text()
+    assert len((out / "per_image_sem_seg.jsonl").read_text().splitlines()) == 1 + 5
     assert run("train", "--config-file", toy_config, "--eval-only", "MODEL.WEIGHTS", out / "model_final.pth") == 0
-    assert json.loads((out / "results.json").read_text()) == results
+    assert scores_in(out) == results
 
     assert run("train", "--config-file", toy_config, "--resume", "SOLVER.MAX_ITER", "6") == 0
     assert torch.load(out / "model_final.pth")["iteration"] == 5
@@ -60,7 +69,7 @@ def test_trains_evaluates_resumes_and_predicts(toy_config: Path, toy_folder: Pat
 def test_learns_the_toy_task(toy_config: Path, tmp_path: Path) -> None:
     adam = ("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", ".002")
     assert run("train", "--config-file", toy_config, "SOLVER.MAX_ITER", "100", "SOLVER.IMS_PER_BATCH", "4", *adam) == 0
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["sem_seg"]["mIoU"] > 95
+    assert scores_in(tmp_path / "run")["sem_seg"]["mIoU"] > 95
 
 
 def test_same_seed_same_losses(toy_config: Path, tmp_path: Path) -> None:
@@ -75,13 +84,13 @@ def test_same_seed_same_losses(toy_config: Path, tmp_path: Path) -> None:
 def test_two_processes_train_and_score_like_one(toy_config: Path, tmp_path: Path) -> None:
     weights = tmp_path / "run" / "model_final.pth"
     assert run("train", "--config-file", toy_config) == 0
-    one = json.loads((tmp_path / "run" / "results.json").read_text())
+    one = scores_in(tmp_path / "run")
     common = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(toy_config)]
     for launcher, flags in (([], ["--num-gpus", "2"]), (["-m", "torch.distributed.run", "--nproc_per_node=2"], [])):
         command = [common[0], *launcher, *common[1:], *flags, "--dist-url", "auto"]
         ended = subprocess.run([*command, "--eval-only", "MODEL.WEIGHTS", str(weights)], env=quiet(), timeout=300)
         assert ended.returncode == 0
-        assert json.loads((tmp_path / "run" / "results.json").read_text()) == one
+        assert scores_in(tmp_path / "run") == one
     ended = subprocess.run([*command, "OUTPUT_DIR", str(tmp_path / "two")], env=quiet(), timeout=300)
     assert ended.returncode == 0 and (tmp_path / "two" / "model_final.pth").is_file()
 
@@ -127,6 +136,7 @@ def test_bad_configs_are_one_line(toy_config: Path, capsys: pytest.CaptureFixtur
     assert "MODEL.BACKBONE.NAME 'resnet'" in refusal(capsys, *command, "MODEL.BACKBONE.NAME", "resnet")
     assert "SOLVER.OPTIMIZER 'LION'" in refusal(capsys, *command, "SOLVER.OPTIMIZER", "LION")
     assert "SOLVER.LR_SCHEDULER_NAME 'Step'" in refusal(capsys, *command, "SOLVER.LR_SCHEDULER_NAME", "Step")
+    assert "TEST.SEMANTIC_METRICS: unknown 'iou'" in refusal(capsys, *command, "TEST.SEMANTIC_METRICS", "['iou']")
     assert "DATASETS.TRAIN is empty" in refusal(capsys, *command, "DATASETS.TRAIN", "()")
     assert "weights nowhere.pth not found" in refusal(capsys, *command, "MODEL.WEIGHTS", "nowhere.pth")
     assert "OUTPUT_DIR" in refusal(capsys, *command, "OUTPUT_DIR", f"{toy_config}/below_a_file")

@@ -110,7 +110,7 @@ def test_ids_reach_training_evaluator_and_gallery_unchanged(
         guess = torch.from_numpy(np.where(ids == ignore, 0, ids))
         evaluator.process([{"file_name": files["file_name"]}], [{"sem_seg_labels": guess}])
         counts = np.bincount(ids[ids != ignore], minlength=classes)
-        np.testing.assert_array_equal(evaluator._counts[:, :classes], np.diag(counts))
+        np.testing.assert_array_equal(evaluator._counts["confusion"][:, :classes], np.diag(counts))
         np.testing.assert_array_equal(scene_from_record(record, MetadataCatalog.get(NAME)).semantic, ids)
         np.testing.assert_array_equal(scene_from_record(files, MetadataCatalog.get(NAME)).semantic, ids)
     finally:

@@ -5,10 +5,10 @@ import types
 from pathlib import Path
 
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from seg_ext.config import find_config, get_cfg, given_keys, has_instances, load_config
-from seg_ext.engine.checks import complete_config, thing_sem_seg_ids
+from seg_ext.engine.checks import check_records, complete_config, thing_sem_seg_ids
 from seg_ext.errors import UserError
 
 
@@ -101,6 +101,10 @@ def test_thing_ids_follow_from_the_data() -> None:
         ({"stuff_classes": ["things", "sky"], "thing_classes": ["car"]}, (0,)),
         ({"stuff_classes": ["sky", "car"], "thing_classes": ["car"]}, (1,)),
         ({"stuff_classes": ["sky", "road"]}, ()),
+        (
+            {"stuff_classes": ["a", "b"], "thing_classes": ["a", "b"], "thing_dataset_id_to_contiguous_id": {9: 1}},
+            (1,),
+        ),
     ],
 )
 def test_thing_ids_are_stated_merged_or_named(metadata: dict, ids: tuple) -> None:
@@ -118,3 +122,81 @@ def test_a_semantic_set_under_a_panoptic_model_is_refused() -> None:
     cfg = nuclei("DATASETS.TRAIN", "('camvid_train',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "11")
     with pytest.raises(UserError, match="camvid_train has no instances"):
         complete_config(cfg)
+
+
+MIXED = ("DATASETS.TRAIN", "('camvid_train', 'voc_instances_train')", "DATASETS.TEST", "()")
+
+
+def test_heads_may_learn_from_different_data_sets(panoptic: Path) -> None:
+    cfg = completed(panoptic, *MIXED)
+    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES) == (11, 20)
+    sets = "('voc_sem_seg_train', 'voc_instances_train')"
+    assert completed(panoptic, "DATASETS.TRAIN", sets).MODEL.SEM_SEG_HEAD.THING_IDS == list(range(1, 21))
+    with pytest.raises(UserError, match="camvid_train has no instances"):
+        completed(panoptic, "DATASETS.TRAIN", "('camvid_train', 'camvid_val')")
+
+
+def registered(name: str, **metadata) -> str:
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).set(**metadata)
+    return name
+
+
+THINGS = {"thing_classes": ["car"], "stuff_classes": ["road", "sky", "car"], "thing_sem_seg_ids": (2,)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"thing_sem_seg_ids": (3,)}, r"thing_sem_seg_ids has 3 .*; takes 0 to 2, one of its stuff_classes"),
+        ({"thing_sem_seg_ids": (0, 2)}, r"category 7 is no thing by its category, but its semantic class 0 \(road\)"),
+        (
+            {"thing_sem_seg_ids": ()},
+            r"category 9 is a thing .* semantic class 2 \(car\) is not among .*overlap",
+        ),
+    ],
+)
+def test_things_and_stuff_that_overlap_are_refused(metadata: dict, said: str, panoptic: Path) -> None:
+    ids = {"thing_dataset_id_to_contiguous_id": {9: 0}, "stuff_dataset_id_to_contiguous_id": {7: 0, 8: 1, 9: 2}}
+    name = registered("overlapping", **(THINGS | ids | metadata))
+    try:
+        with pytest.raises(UserError, match=f"^data set overlapping: {said}"):
+            completed(panoptic, "DATASETS.TRAIN", f"('{name}',)")
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            {"annotations": []},
+            "^data set a: none of 2 images has label maps, and MODEL.SEM_SEG_HEAD SegHead needs",
+        ),
+        ({"sem_seg_file_name": "x"}, "^data set a: none of 2 images has instances, and MODEL.ROI_HEADS StandardROI"),
+        (
+            {"sem_seg_file_name": "x", "annotations": [{"category_id": 0}, {"category_id": 4}]},
+            "^i.png: an annotation of class 4; MODEL.ROI_HEADS.NUM_CLASSES 1 takes 0 to 0",
+        ),
+    ],
+)
+def test_records_without_what_a_head_needs_are_refused(record: dict, said: str) -> None:
+    cfg = nuclei()
+    complete_config(cfg)
+    with pytest.raises(UserError, match=said):
+        check_records(cfg, {"a": [{"file_name": "i.png"} | record] * 2})
+    whole = {"sem_seg_file_name": "x", "annotations": [{"category_id": 0}]}
+    check_records(cfg, {"a": [{"file_name": "i.png"} | record], "b": [whole]} if len(record) == 1 else {"b": [whole]})
+
+
+def test_a_head_of_centres_takes_its_things_from_the_semantic_classes() -> None:
+    file = find_config("cityscapes/panoptic_deeplab_R_52_os16.yaml")
+    cfg = completed(file)
+    assert cfg.MODEL.SEM_SEG_HEAD.THING_IDS == cfg.MODEL.INS_EMBED_HEAD.THING_CLASSES == list(range(11, 19))
+    opts = ("DATASETS.TRAIN", "('nuclei_train',)", "DATASETS.TEST", "()", SEMANTIC, "2")
+    cfg = completed(file, *opts)
+    assert (cfg.MODEL.SEM_SEG_HEAD.THING_IDS, cfg.MODEL.INS_EMBED_HEAD.THING_CLASSES) == ([1], [0])
+    merged = ("DATASETS.TRAIN", "('coco_2017_train_panoptic_separated',)", "DATASETS.TEST", "()", SEMANTIC, "54")
+    with pytest.raises(UserError, match="has 80 classes of things, but 1 of its semantic classes are things"):
+        completed(file, *merged)

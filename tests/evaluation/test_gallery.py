@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from pycocotools import mask as mask_util
 
 from seg_ext.errors import UserError
+from seg_ext.evaluation.figures import bars_html, confusion_picture, curves_html
 from seg_ext.evaluation.gallery import Gallery, compare_objects
 from seg_ext.visualize import Objects
 
@@ -119,6 +120,10 @@ def pngs(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"index.html"}
 
 
+def stands_alone(page: Page) -> bool:
+    return not re.search(r"https?:|//|@import|<script|<link|url\(", page.text.replace("<!DOCTYPE html>", ""))
+
+
 def listed(page: Page) -> list[str]:
     """The heads of the page's tasks and images, in its order."""
     return [text for text in page.texts["h3"] if text.strip()]
@@ -142,6 +147,34 @@ def test_the_worst_come_first_and_only_their_pictures_stay(catalog: list[Any], t
     assert "5 worst of 14 images" in page.text
 
 
+@pytest.mark.parametrize("order", [1, -1, 3])
+def test_the_best_follow_the_worst_and_none_is_shown_twice(catalog: list[Any], tmp_path: Path, order: int) -> None:
+    cases = [semantic_case(tmp_path / f"{i:02d}.png", i / 20) for i in range(8)]
+    catalog += [record for record, _ in cases]
+    mixed = cases[::order] if abs(order) == 1 else [cases[i * order % 8] for i in range(8)]
+    page = shown(Gallery(NAME, tmp_path / "out", limit=3, best=2), mixed, tmp_path / "out")
+    assert listed(page) == ["07.png", "06.png", "05.png", "00.png", "01.png"]
+    assert "2 best images" in page.text and page.pictures == pngs(tmp_path / "out") and len(page.pictures) == 15
+    page = shown(Gallery(NAME, tmp_path / "out", limit=7, best=3), mixed, tmp_path / "out")
+    assert listed(page)[-2:] == ["01.png", "00.png"] and "1 best images" in page.text
+    assert page.pictures == pngs(tmp_path / "out") and len(page.pictures) == 24
+
+
+def test_pictures_of_an_unfinished_evaluation_are_apart_and_can_be_discarded(
+    catalog: list[Any], tmp_path: Path
+) -> None:
+    first, second = (semantic_case(tmp_path / f"{i}.png", i / 4) for i in (1, 2))
+    catalog += [first[0], second[0]]
+    gallery = Gallery(NAME, tmp_path / "out")
+    shown(gallery, [first], tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*") if path.is_file()}
+    gallery.reset()
+    gallery.process([first[0], second[0]], [first[1], second[1]])
+    assert len(pngs(tmp_path / "out")) > len(before)
+    gallery.discard()
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
 def test_the_page_stands_alone(catalog: list[Any], tmp_path: Path) -> None:
     cases = [instance_case(tmp_path / "a.png", [square(5, 5, 20)], [square(30, 40, 20)], [0.9])]
     catalog += [record for record, _ in cases]
@@ -149,7 +182,7 @@ def test_the_page_stands_alone(catalog: list[Any], tmp_path: Path) -> None:
     assert page.pictures == pngs(tmp_path / "out")
     anchors = set(re.findall(r' id="([^"]+)"', page.text))
     assert {url[1:] for url in page.urls if url.startswith("#")} <= anchors
-    assert not re.search(r"https?:|//|@import|<script|<link|url\(", page.text.replace("<!DOCTYPE html>", ""))
+    assert stands_alone(page)
     assert "prefers-color-scheme: dark" in page.text and 'name="viewport"' in page.text
     for name in page.pictures:
         assert cv2.imread(str(tmp_path / "out" / name)) is not None
@@ -329,11 +362,51 @@ def test_the_summary_shows_numbers_and_a_dash_for_nan(catalog: list[Any], tmp_pa
     assert path == tmp_path / "out/index.html" and not path.exists(), "nothing to show yet"
     assert "Results" not in shown(gallery, [case], tmp_path / "out").text
     results = {"mIoU": 12.345, "pACC": float("nan"), "IoU-tree": 5.0, "IoU-a-b": 6.5, "ACC-tree": float("nan")}
+    results["min(IoU, B-Iou)-a-b"] = 4.0
     assert gallery.write_summary({"sem_seg": results}) == path
     page = Page(tmp_path / "out")
-    assert page.texts["th"] == ["mIoU", "pACC", "IoU", "ACC"]
-    assert page.texts["td"] == ["12.35", "–", "tree", "5.00", "–", "a-b", "6.50", "–"]
+    assert page.texts["th"] == ["mIoU", "pACC", "IoU", "ACC", "min(IoU, B-Iou)"]
+    assert page.texts["td"] == ["12.35", "–", "tree", "5.00", "–", "–", "a-b", "6.50", "–", "4.00"]
     assert "2 classes" in page.text and listed(page) == ["sem_seg", "a.png"]
+
+
+def test_figures_and_pictures_stand_between_results_and_images(catalog: list[Any], tmp_path: Path) -> None:
+    case = semantic_case(tmp_path / "a.png", 0.5)
+    catalog.append(case[0])
+    gallery = Gallery(NAME, tmp_path / "out")
+    shown(gallery, [case], tmp_path / "out")
+    results = {"sem_seg": {"IoU-<tree>": 25.0, "IoU-car": 75.5, "IoU-boat": float("nan"), "BF-car": 1.0}}
+    results["sem_seg"] |= {"TrimapIoU@1": 40.0, "TrimapIoU@40": 60.0}
+    precision = np.full((10, 101, 2), -1.0)
+    precision[:, :, 0] = np.linspace(1, 0.5, 101)
+    figures = bars_html(results) | curves_html({"segm": precision, "bbox": np.full((10, 101, 2), -1.0)})
+    picture = confusion_picture(np.array([[3, 1, 0], [0, 0, 0]]), ["ground", "tree"])
+    gallery.write_summary(results, figures=figures, pictures={"Confusion matrix": picture})
+    page = Page(tmp_path / "out")
+    heads = [
+        "sem_seg",
+        "IoU of the classes (sem_seg)",
+        "mIoU near boundaries (sem_seg)",
+        "Precision and recall (segm)",
+        "Confusion matrix",
+        "a.png",
+    ]
+    assert listed(page) == heads, "boxes have no ground truth, so no curve"
+    bars = re.findall(r'<span title="([^"]*)">.*?width:([\d.]+)%.*?<em>(.*?)</em>', page.text)
+    assert bars[:3] == [("car", "75.50", "75.50"), ("&lt;tree&gt;", "25.00", "25.00"), ("boat", "0.00", "–")]
+    assert bars[3:] == [("within 1 px", "40.00", "40.00"), ("within 40 px", "60.00", "60.00")]
+    points = re.findall(r'points="([^"]+)"', page.text)[0].split()
+    assert (points[0], points[-1]) == ("40.0,10.0", "340.0,160.0") and "IoU 0.50: 75.00" in page.text
+    assert stands_alone(page) and page.pictures == pngs(tmp_path / "out")
+
+
+@pytest.mark.parametrize("count", [2, 26, 150])
+def test_a_confusion_matrix_is_drawn_of_few_and_of_many_classes(count: int) -> None:
+    confusion = np.diag(np.arange(1, count + 1))
+    picture = confusion_picture(np.pad(confusion, ((0, 0), (0, 1))), [f"class {'x' * 40} {i}" for i in range(count)])
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3 and 400 < picture.shape[0] < 3000
+    blue = (picture[..., 2].astype(int) - picture[..., 0] > 60).mean()
+    assert blue > 0.1 / count, "the diagonal is full"
 
 
 def test_an_earlier_gallery_is_replaced_and_foreign_files_stay(catalog: list[Any], tmp_path: Path) -> None:
@@ -414,5 +487,6 @@ def test_bad_input_names_the_image(catalog: list[Any], tmp_path: Path) -> None:
         gallery.process([record], [{"sem_seg_labels": torch.full((20, 24), 7)}])
     with pytest.raises(UserError, match="^[^:]*gone.png: no such file$"):
         gallery.process([{"file_name": str(tmp_path / "gone.png")}], [output])
-    with pytest.raises(UserError, match="takes 1 or more"):
-        Gallery(NAME, tmp_path / "out", limit=0)
+    for numbers in ({"limit": 0}, {"best": -1}):
+        with pytest.raises(UserError, match="takes 1 or more"):
+            Gallery(NAME, tmp_path / "out", **numbers)

@@ -19,15 +19,13 @@ from pycocotools import mask as rle
 
 from seg_ext.errors import UserError
 from seg_ext.evaluation import InstanceEvaluator
-from seg_ext.evaluation.instance import accumulate
+from seg_ext.evaluation.coco_engine import accumulate
 
 NAME = "toy_instance"
 CATEGORIES = {7: "cat", 3: "dog", 90: "cow"}  # model classes 0, 1, 2 in this order
 IDS = {7: 0, 3: 1, 90: 2}
 HEIGHT, WIDTH = 120, 160
-ROOT = Path(__file__).parents[2]
-COCO_FOLDERS = [Path(os.environ.get("DETECTRON2_DATASETS", ROOT / "datasets")), ROOT.parent / "shared" / "datasets"]
-COCO_FILES = [folder / "coco" / "annotations" / "instances_val2017.json" for folder in COCO_FOLDERS]
+COCO_FILE = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco/annotations/instances_val2017.json"
 
 
 def disc(rng):
@@ -195,10 +193,10 @@ def test_the_engines_agree_on_random_data_with_crowds(toy, task):
     assert_engines_agree(coco, results_of(imperfect(masks), task), task, list(CATEGORIES))
 
 
-@pytest.mark.skipif(not any(map(Path.exists, COCO_FILES)), reason="COCO's val2017 annotations are not on this machine")
+@pytest.mark.skipif(not COCO_FILE.is_file(), reason=f"{COCO_FILE} is not there (DETECTRON2_DATASETS)")
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 def test_the_engines_agree_on_coco(task):
-    coco = json.loads(next(filter(Path.exists, COCO_FILES)).read_bytes())
+    coco = json.loads(COCO_FILE.read_bytes())
     sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
     rng = np.random.default_rng(0)
     results = []
@@ -332,7 +330,7 @@ def test_without_hotcoco_the_numbers_come_from_pycocotools_with_a_notice(toy, mo
     monkeypatch.setitem(__import__("sys").modules, "hotcoco", None)
     find_spec = importlib.util.find_spec
     hidden = lambda name, *args: None if name == "hotcoco" else find_spec(name, *args)  # noqa: E731
-    monkeypatch.setattr("seg_ext.evaluation.instance.find_spec", hidden)
+    monkeypatch.setattr("seg_ext.evaluation.coco_engine.find_spec", hidden)
     with caplog.at_level(logging.WARNING):
         assert_same_scores(evaluated(InstanceEvaluator(NAME), coco, found), with_it)
     assert "hotcoco is not installed" in caplog.text
@@ -387,7 +385,7 @@ def test_predictions_that_the_ground_truth_does_not_know_are_named(toy, image_id
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"tasks": ("keypoints",)}, "keypoints.*bbox"), ({"backend": "x"}, "'x'.*auto"), ({"max_dets": 0}, "max_dets 0")],
+    [({"tasks": ("points",)}, "points.*bbox"), ({"backend": "x"}, "'x'.*auto"), ({"max_dets": 0}, "max_dets 0")],
 )
 def test_unknown_choices_are_refused(toy, arguments, words):
     with pytest.raises(UserError, match=words):

@@ -116,7 +116,9 @@ def test_equals_hotcoco(toy, tmp_path):
         for name in ("PQ", "SQ", "RQ"):
             assert ours[name + suffix] == pytest.approx(100 * theirs[group][name.lower()], abs=1e-9), name + suffix
     for category, name in CATEGORIES.items():
-        assert ours[f"PQ-{name}"] == pytest.approx(100 * theirs["per_class"][category]["pq"], abs=1e-9)
+        for key in ("PQ", "SQ", "RQ"):
+            peers = theirs["per_class"][category][key.lower()]
+            assert ours[f"{key}-{name}"] == pytest.approx(100 * peers, abs=1e-9), (key, name)
 
 
 def test_a_perfect_prediction_is_100(toy):
@@ -124,7 +126,7 @@ def test_a_perfect_prediction_is_100(toy):
     assert set(result.values()) == {100.0}
     assert result.keys() == {
         *("PQ", "SQ", "RQ", "PQ_th", "SQ_th", "RQ_th", "PQ_st", "SQ_st", "RQ_st"),
-        *("PQ-cat", "PQ-dog", "PQ-sky", "PQ-road"),
+        *(f"{key}-{name}" for key in ("PQ", "SQ", "RQ") for name in CATEGORIES.values()),
     }
 
 

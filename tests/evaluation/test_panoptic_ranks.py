@@ -1,6 +1,7 @@
-"""Every evaluator on two gloo processes gives the numbers of one; this file is also the program each of them runs."""
+"""Every evaluator on two and three gloo processes gives the numbers of one; this file is their program too."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,9 +15,15 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from PIL import Image
 
-from seg_ext.evaluation import EVALUATORS
+from seg_ext.evaluation import EVALUATORS, InstanceEvaluator
 
 NAME, IMAGES, SIZE = "toy_ranks", 5, (16, 24)
+POINTS = [[3.5, 4.5, 2], [6.5, 3.5, 2], [7.5, 7.5, 1]]
+OPTIONS = {
+    "tasks": ("bbox", "segm", "keypoints"),
+    "metrics": ("coco", "boundary", "voc", "tide"),
+    "kpt_oks_sigmas": (0.1, 0.2, 0.1),
+}
 
 
 def write_and_register(folder):
@@ -33,6 +40,8 @@ def write_and_register(folder):
             {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": c, "segmentation": [corners(box)], "iscrowd": 0}
             for c, box in enumerate(([2, 2, 9, 8], [12, 2, 17 + i, 8]))
         ]
+        for thing in objects:
+            thing["keypoints"] = np.ravel(POINTS).tolist()
         record = {"file_name": f"{i}.jpg", "image_id": i, "height": SIZE[0], "width": SIZE[1], "annotations": objects}
         records.append({**record, "sem_seg_file_name": str(folder / f"label{i}.png")})
     (folder / "panoptic.json").write_text(json.dumps({"annotations": annotations}))
@@ -61,6 +70,7 @@ def predicted(i):
     found.pred_boxes = Boxes(torch.tensor([[2.0 + i, 2, 9 + i, 8], [13, 2, 20, 8]]))
     found.scores, found.pred_classes = torch.tensor([0.9 - 0.1 * i, 0.7]), torch.tensor([0, 1])
     found.pred_masks = torch.stack([ids == 1, ids == 2])
+    found.pred_keypoints = torch.tensor([POINTS, POINTS]) + 0.2 * i * torch.tensor([1, 1, 0])
     segments = [{"id": s, "isthing": s < 3, "category_id": (s - 1) % 2} for s in (1, 2, 3)]
     return {
         "sem_seg": torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0])[ids], 3).permute(2, 0, 1).float(),
@@ -70,7 +80,10 @@ def predicted(i):
 
 
 def scores(records, share, **kwargs):
-    evaluators = [evaluator(NAME, **kwargs) for evaluator in EVALUATORS["coco_panoptic_seg"]]
+    evaluators = [
+        evaluator(NAME, **kwargs, **(OPTIONS if evaluator is InstanceEvaluator else {}))
+        for evaluator in EVALUATORS["coco_panoptic_seg"]
+    ]
     for i in share:
         for evaluator in evaluators:
             evaluator.process([records[i]], [predicted(i)])
@@ -80,42 +93,46 @@ def scores(records, share, **kwargs):
 def run_rank(rank, folder):
     torch.set_num_threads(1)
     records = write_and_register(folder / str(rank))
-    store = f"file://{folder / 'store'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    result = scores(records, range(IMAGES)[rank::2])  # 3 and 2 images
-    (folder / f"rank{rank}.json").write_text(json.dumps(result))
-    comm.synchronize()
-    torch.distributed.destroy_process_group()
+    for world in (3, 2):
+        if rank < world:
+            store = f"file://{folder / f'store{world}'}"
+            torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+            result = scores(records, range(IMAGES)[rank::world])
+            (folder / f"rank{rank}of{world}.json").write_text(json.dumps(result))
+            comm.synchronize()
+            torch.distributed.destroy_process_group()
+            comm._get_global_gloo_group.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """What one process scores, and what each of two does."""
+    """What one process scores, and what each of two and of three does, by their number."""
     folder = tmp_path_factory.mktemp("ranks")
-    for name in ("0", "1", "one"):
+    for name in ("0", "1", "2", "one"):
         (folder / name).mkdir()
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
-            env={**os.environ, "PYTHONPATH": path},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = subprocess.Popen(
+        [sys.executable, __file__, str(folder)],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     one = scores(write_and_register(folder / "one"), range(IMAGES))
     DatasetCatalog.remove(NAME)
     MetadataCatalog.remove(NAME)
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors
-    return one, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    _, errors = ranks.communicate(timeout=400)
+    assert ranks.returncode == 0, errors
+    return one, {
+        world: [json.loads((folder / f"rank{rank}of{world}.json").read_text()) for rank in range(world)]
+        for world in (2, 3)
+    }
 
 
-def test_two_processes_score_as_one(both):
-    one, (first, _) = both
-    assert one.keys() == first.keys() == {"sem_seg", "bbox", "segm", "panoptic_seg"}
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_score_as_one(both, world):
+    one, (first, *_) = both[0], both[1][world]
+    regions = {f"{task}_{metric}" for task in ("bbox", "segm") for metric in ("voc", "tide")}
+    assert one.keys() == first.keys() == {"sem_seg", "bbox", "segm", "keypoints", "boundary", "panoptic_seg"} | regions
     for task, result in one.items():
         assert result.keys() == first[task].keys()
         assert 0 < next(iter(result.values())) < 100
@@ -123,9 +140,16 @@ def test_two_processes_score_as_one(both):
             np.testing.assert_allclose(first[task][key], value, rtol=0, atol=1e-12, err_msg=f"{task} {key}")
 
 
-def test_only_the_main_process_has_scores(both):
-    assert both[1][1] == {}
+@pytest.mark.parametrize("world", [2, 3])
+def test_only_the_main_process_has_scores(both, world):
+    assert both[1][world][1:] == [{}] * (world - 1)
 
 
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), Path(sys.argv[2]))
+if __name__ == "__main__":  # forks after the imports, which take longer than the rest
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=run_rank, args=(rank, Path(sys.argv[1]))) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))

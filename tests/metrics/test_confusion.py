@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seg_ext.metrics import confusion_matrix, semantic_scores
+from seg_ext.metrics import compact_labels, confusion_matrix, semantic_scores
 
 CLASSES, IGNORE = 4, 255
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 5))
@@ -30,9 +30,9 @@ def counted_by_loops(pred, target):
 
 
 def scores_by_loops(pred, target):
-    """mIoU, fwIoU, mACC and pACC as fractions, straight from the pixels."""
+    """mIoU, fwIoU, mACC, pACC and mean Dice as fractions, straight from the pixels."""
     pixels = [(g, t) for g, t in zip(pred.ravel().tolist(), target.ravel().tolist(), strict=True) if t != IGNORE]
-    ious, accs, weighted, right = [], [], 0.0, 0
+    ious, accs, dices, weighted, right = [], [], [], 0.0, 0
     for c in range(CLASSES):
         inter = sum(g == c and t == c for g, t in pixels)
         union = sum(g == c or t == c for g, t in pixels)
@@ -40,11 +40,16 @@ def scores_by_loops(pred, target):
         if truth:
             ious.append(inter / union)
             accs.append(inter / truth)
+            dices.append(2 * inter / (truth + sum(g == c for g, _ in pixels)))
             weighted += truth / len(pixels) * inter / union
             right += inter
     if not pixels:
-        return [float("nan")] * 4
-    return [sum(ious) / len(ious), weighted, sum(accs) / len(accs), right / len(pixels)]
+        return [float("nan")] * 5
+    return [sum(ious) / len(ious), weighted, sum(accs) / len(accs), right / len(pixels), sum(dices) / len(dices)]
+
+
+def means(scores):
+    return [scores.miou, scores.fwiou, scores.macc, scores.pacc, scores.mdice]
 
 
 @given(label_maps())
@@ -55,7 +60,7 @@ def test_counts_equal_a_loop_over_pixels(maps):
 @given(label_maps())
 def test_scores_equal_a_loop_over_pixels(maps):
     scores = semantic_scores(confusion_matrix(*maps, CLASSES, ignore=IGNORE))
-    found = [scores.miou, scores.fwiou, scores.macc, scores.pacc]
+    found = means(scores)
     np.testing.assert_allclose(found, scores_by_loops(*maps), rtol=0, atol=1e-12)
 
 
@@ -79,14 +84,24 @@ def test_a_perfect_prediction_scores_one(maps):
     target = maps[1]
     scores = semantic_scores(confusion_matrix(target, target, CLASSES, ignore=IGNORE))
     expected = 1.0 if (target != IGNORE).any() else float("nan")
-    np.testing.assert_equal([scores.miou, scores.fwiou, scores.macc, scores.pacc], [expected] * 4)
+    np.testing.assert_equal(means(scores), [expected] * 5)
 
 
 def test_an_all_wrong_prediction_scores_zero():
     target = np.arange(CLASSES).repeat(3)
     scores = semantic_scores(confusion_matrix((target + 1) % CLASSES, target, CLASSES, ignore=IGNORE))
-    assert [scores.miou, scores.fwiou, scores.macc, scores.pacc] == [0.0] * 4
+    assert means(scores) == [0.0] * 5
     np.testing.assert_array_equal(scores.iou, np.zeros(CLASSES))
+
+
+@given(label_maps(), st.sampled_from([CLASSES, 300]))
+def test_compact_maps_stay_what_they_are_and_count_the_same(maps, classes):
+    pred, target = compact_labels(*maps, classes, ignore=IGNORE)
+    assert pred.dtype == target.dtype == (np.uint8 if classes == CLASSES else np.uint16)
+    again = compact_labels(pred, target, classes, ignore=classes + 1)
+    np.testing.assert_array_equal(again, (pred, target))
+    counts = confusion_matrix(pred, target, classes, ignore=classes + 1)
+    np.testing.assert_array_equal(counts[:CLASSES, :CLASSES], counted_by_loops(*maps)[:, :CLASSES])
 
 
 def test_an_absent_class_is_nan_and_left_out_of_the_means():
@@ -94,6 +109,7 @@ def test_an_absent_class_is_nan_and_left_out_of_the_means():
     scores = semantic_scores(confusion_matrix(pred, target, 3, ignore=IGNORE))
     np.testing.assert_array_equal(scores.iou, [1.0, 0.5, np.nan])
     np.testing.assert_array_equal(scores.acc, [1.0, 0.5, np.nan])
+    np.testing.assert_array_equal(scores.dice, [1.0, 2 / 3, np.nan])
     assert (scores.miou, scores.macc, scores.pacc) == (0.75, 0.75, 0.75)
 
 

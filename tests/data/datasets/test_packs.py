@@ -1,4 +1,4 @@
-"""Genuine images, where they lie beside the repository: every label reads in range, every set trains and is scored."""
+"""Genuine images, where they are there: every label reads in range, every set trains and is scored."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from seg_ext.cli.main import main
 from seg_ext.data.augmentation import RandomScaleCrop
-from seg_ext.data.datasets import register_all
+from seg_ext.data.datasets import data_root, register_all
 from seg_ext.data.datasets.coco_instances import register_coco_instances
 from seg_ext.data.label_io import read_record_label
 from seg_ext.data.mapper import SegMapper
 from seg_ext.data.prepare import dsb2018
 
-REAL = Path(__file__).parents[4] / "shared" / "datasets"
+REAL = data_root().absolute()
 COCO = {"pack_coco_train": "train2017", "pack_coco_val": "val2017"}
 
 SEMANTIC = {  # the images there are; how many are read
@@ -43,7 +43,7 @@ def require(name: str) -> Path:
     first = name.split("_")[0]
     pack = REAL / FOLDERS.get(first, first)
     if not pack.is_dir():
-        pytest.skip(f"{pack} is not there")
+        pytest.skip(f"{pack} is not there (DETECTRON2_DATASETS)")
     return pack
 
 
@@ -52,7 +52,7 @@ def root(tmp_path: Path, restored_catalogs: None) -> Iterator[Path]:
     """An empty root of data sets, of which all names are registered."""
     register_all(tmp_path)
     yield tmp_path
-    for name in COCO:
+    for name in (*COCO, "own_panoptic_train", "own_panoptic_val"):
         if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
@@ -131,6 +131,25 @@ def test_every_instance_of_coco_is_read_with_detectron2s_class_names(root: Path)
     assert len(mapped["instances"]) == sum(not a["iscrowd"] for a in record["annotations"])
 
 
+def small_stuff(root: Path) -> None:
+    """The images of COCO with a map of things and stuff, as the official archives have them."""
+    for kind, folder in (("images", "coco/val2017"), ("pixelmaps", "coco/annotations/stuffthingmaps/val2017")):
+        shutil.copytree(REAL / "coco/stuffthing_sample" / kind, root / folder, dirs_exist_ok=True)
+
+
+def panoptic_yaml(root: Path) -> Path:
+    """A data.yaml of the panoptic images, one for training and one to be scored on."""
+    base = REAL / "coco"
+    places = {"panoptic": base / "annotations/panoptic_val2017.json", "panoptic_png": base / "panoptic_val2017"}
+    content = {"name": "own_panoptic", "images": base / "val2017", **places, "cache": "derived"}
+    for split, stem in (("train", "000000439180"), ("val", "000000039769")):
+        (root / f"{split}.txt").write_text(stem)
+    (root / "data.yaml").write_text("".join(f"{key}: {value}\n" for key, value in content.items()))
+    with (root / "data.yaml").open("a") as file:
+        file.write("split: {train: train.txt, val: val.txt}\n")
+    return root / "data.yaml"
+
+
 TINY = (
     "MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
     "MODEL.RESNETS.NORM", "GN", "MODEL.SEM_SEG_HEAD.NORM", "GN", "DATALOADER.NUM_WORKERS", "0",
@@ -156,6 +175,8 @@ RUNS = {  # train, test, semantic and thing classes
     "voc": ("voc_sem_seg_train", "voc_sem_seg_val", 21, 0),
     "aerial_dubai": ("aerial_dubai_train", "aerial_dubai_val", 5, 0),
     "ade20k": ("ade20k_150_val", "ade20k_150_val", 150, 0),
+    "pack_stuff": ("coco_stuff_171_val", "coco_stuff_171_val", 171, 0),
+    "pack_panoptic": ("own_panoptic_train", "own_panoptic_val", 133, 80),
 }
 
 
@@ -163,27 +184,22 @@ RUNS = {  # train, test, semantic and thing classes
 @pytest.mark.parametrize("name", RUNS)
 def test_a_model_trains_two_iterations_and_is_scored(name: str, root: Path) -> None:
     pack = require(name)
-    if name == "pack_coco":
-        small_coco(root)
-    else:
+    if name in ("pack_coco", "pack_stuff"):
+        {"pack_coco": small_coco, "pack_stuff": small_stuff}[name](root)
+    elif name != "pack_panoptic":
         small_copy(pack, root)
     if name.startswith("dsb2018"):
         dsb2018.prepare(root)
     train, test, stuff, things = RUNS[name]
     base = "Base-Panoptic.yaml" if things else "Base-Semantic.yaml"
-    options = [
-        "DATASETS.TRAIN",
-        f"('{train}',)",
-        "DATASETS.TEST",
-        f"('{test}',)",
-        "OUTPUT_DIR",
-        str(root / "run"),
-        *TINY,
-    ]
+    sets = ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"]
+    data = ["--data", str(panoptic_yaml(root))] if name == "pack_panoptic" else sets
+    options = [*data, "OUTPUT_DIR", str(root / "run"), *TINY]
     options += [*DECODER, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(stuff)] if stuff else ["MODEL.SEM_SEG_HEAD.NAME", ""]
     options += [*DETECTOR, "MODEL.ROI_HEADS.NUM_CLASSES", str(things)] if things else []
     assert main(["train", "--config-file", base, *options]) == 0
     results = json.loads((root / "run" / "results.json").read_text())
+    assert results.pop("about")["data"][test]["images"] > 0
     semantic = {"sem_seg"} if stuff else set()
     instances = {"bbox", "segm"} if things else set()
     assert set(results) == semantic | instances | ({"panoptic_seg"} if semantic and instances else set())

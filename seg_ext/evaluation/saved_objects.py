@@ -1,0 +1,303 @@
+"""Predictions that any tool saved, as models give them: COCO's result files, and panoptic PNGs with their JSON.
+
+A file is checked as a whole before the first image comes, so that a fault late in it costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from pycocotools import mask as rle
+
+from seg_ext.data.files import naming, opened
+from seg_ext.data.label_io import read_panoptic_ids
+from seg_ext.errors import UserError
+from seg_ext.evaluation.ground_truth import compressed_rle, instance_truth, read_json, require
+from seg_ext.metrics.rle import rle_totals
+
+Pair = tuple[dict[str, Any], dict[str, Any]]  # a record of the data set, the model's output
+_PARTS = ("bbox", "segmentation", "keypoints")
+
+
+def read_coco_results(path: str | Path, name: str) -> Iterator[Pair]:
+    """Instances of each image of a data set, none where the file has none for it.
+
+    Args:
+        path: JSON, a list of COCO's results or an object with them as ``annotations``, category ids those of the data
+            set's files. A result has ``bbox``, ``segmentation`` (RLE or polygons) or ``keypoints``; what one has, all
+            have. A missing box is that of the mask or of the keypoints.
+        name: of the data set.
+
+    Returns:
+        Pairs of a record and ``{"instances": Instances}`` for an evaluator's ``process``; masks are decoded on the way.
+
+    Raises:
+        UserError: at once, naming the file and the entry: no such JSON, a field that is missing or cannot be, an image
+            or category that the data set does not have, a mask of another size.
+    """
+    results = _results(path)
+    records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
+    for record in records.values():
+        require(record, ("height", "width"), str(record.get("file_name")))
+    classes = _thing_classes(name)
+    present = {part for part in _PARTS if results and isinstance(results[0], dict) and part in results[0]}
+    found = defaultdict(list)
+    for index, result in enumerate(results):
+        problem = _problem(result, records, classes, present)
+        if problem:
+            image = f" (image {result['image_id']})" if isinstance(result, dict) and "image_id" in result else ""
+            raise UserError(f"{path}: result {index}{image}: {problem}")
+        found[result["image_id"]].append(result)
+    if "segmentation" in present:
+        _check_runs(path, results)
+    lengths = {len(result["keypoints"]) for result in results if "keypoints" in present}
+    if len(lengths) > 1:
+        raise UserError(f"{path}: results of {_some(sorted(n // 3 for n in lengths))} keypoints; takes one number")
+    points = max(lengths, default=0) // 3
+    return (
+        (dict(record), {"instances": _instances(found[i], record, classes, "segmentation" in present, points)})
+        for i, record in records.items()
+    )
+
+
+def read_panoptic_results(path: str | Path, name: str) -> Iterator[Pair]:
+    """The panoptic map of each image that the data set's ``panoptic_json`` lists.
+
+    Args:
+        path: JSON in COCO's panoptic format. Its PNGs lie in the folder of the same name without ``.json``, or, where
+            there is none, beside it.
+        name: of the data set.
+
+    Returns:
+        Pairs of a record and ``{"panoptic_seg": (ids (H, W), segments)}`` for an evaluator's ``process``.
+
+    Raises:
+        UserError: at once, naming the file and the entry: no such JSON, a field that is missing, an image that is
+            unknown, repeated or missing, an unknown category, a PNG that is missing or of another size; on the way, a
+            PNG with other segments than the JSON.
+    """
+    path, meta = Path(path), MetadataCatalog.get(name)
+    if not meta.get("panoptic_json"):
+        raise UserError(f"data set '{name}' has no panoptic_json in its metadata, which panoptic predictions need")
+    things = meta.get("thing_dataset_id_to_contiguous_id") or {}
+    stuff = meta.get("stuff_dataset_id_to_contiguous_id") or {}
+    folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
+    truth = read_json(meta.panoptic_json, ("annotations",))["annotations"]
+    found = _panoptic_annotations(path, [str(a["image_id"]) for a in truth], things.keys() | stuff.keys())
+    for expected in truth:
+        file = folder / found[str(expected["image_id"])]["file_name"]
+        theirs, ours = _png_size(file), _png_size(Path(meta.panoptic_root) / expected["file_name"])
+        if theirs != ours:
+            raise UserError(f"{file}: {_size(theirs)}; takes the image's {_size(ours)} (height x width)")
+    records = {str(record["image_id"]): record for record in DatasetCatalog.get(name)}
+    return (
+        (dict(records.get(i) or {"image_id": i}), _panoptic_output(annotation, folder, things, stuff))
+        for i, annotation in found.items()
+    )
+
+
+def _results(path: str | Path) -> list[Any]:
+    """The list of results, whichever way the file holds it."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; takes a file of COCO results") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON, or cut off: {error}") from error
+    results = content.get("annotations") if isinstance(content, dict) else content
+    if not isinstance(results, list):
+        raise UserError(f"{path}: takes a list of COCO results, or an object that has it as 'annotations'")
+    images = content.get("images", []) if isinstance(content, dict) else []
+    counts = Counter(image.get("id") for image in images if isinstance(image, dict))
+    repeated = next((image_id for image_id, count in counts.items() if count > 1), None)
+    if repeated is not None:
+        raise UserError(f"{path}: image id {repeated!r} stands twice in 'images'; takes one entry an image")
+    return results
+
+
+def _thing_classes(name: str) -> dict[int, int]:
+    """Category id in the data set's files -> the model's class."""
+    meta = MetadataCatalog.get(name)
+    if meta.get("thing_dataset_id_to_contiguous_id"):
+        return dict(meta.thing_dataset_id_to_contiguous_id)
+    return {category: i for i, category in enumerate(instance_truth(name, with_masks=False).category_ids)}
+
+
+def _problem(result: Any, records: Mapping[Any, Any], classes: Mapping[int, int], present: set[str]) -> str:
+    """What is wrong with a result and what would be right; empty where nothing is."""
+    if not isinstance(result, dict):
+        return f"{type(result).__name__}; takes an object"
+    missing = [key for key in ("image_id", "category_id", "score") if key not in result]
+    if missing:
+        return f"no '{missing[0]}'; takes image_id, category_id, score and one of {', '.join(_PARTS)}"
+    if not isinstance(result["image_id"], int | str) or result["image_id"] not in records:
+        return f"the data set has no such image; takes its image ids, such as {next(iter(records), None)!r}"
+    if not isinstance(result["category_id"], int) or result["category_id"] not in classes:
+        return f"unknown category_id {result['category_id']!r}; takes one of {_some(sorted(classes))}"
+    if not _finite([result["score"]]):
+        return f"score {result['score']!r}; takes a finite number"
+    given = {part for part in _PARTS if part in result}
+    if not given or given != present:
+        first = _some(sorted(present))
+        return f"has {_some(sorted(given))}, the first result {first}; takes the same in all, and one at least"
+    if "bbox" in given and not (_finite(result["bbox"], 4) and min(result["bbox"][2:]) >= 0):
+        return f"bbox {result['bbox']!r}; takes [x, y, width, height]"
+    if "keypoints" in given and not (
+        _finite(result["keypoints"]) and len(result["keypoints"]) % 3 == 0 < len(result["keypoints"])
+    ):
+        return "keypoints that are no finite numbers; takes [x, y, score, x, y, score, ...]"
+    record = records[result["image_id"]]
+    return _mask_problem(result["segmentation"], (record["height"], record["width"])) if "segmentation" in given else ""
+
+
+def _mask_problem(shape: Any, size: tuple[int, int]) -> str:
+    """Likewise, of a segmentation for an image of height and width."""
+    if isinstance(shape, list):
+        fits = shape and all(_finite(part) and len(part) >= 6 and len(part) % 2 == 0 for part in shape)
+        return "" if fits else "a segmentation that is no list of polygons [[x, y, x, y, x, y, ...], ...]"
+    if not isinstance(shape, dict) or not isinstance(shape.get("size"), list) or "counts" not in shape:
+        return "segmentation without size or counts; takes an RLE or polygons"
+    if shape["size"] != list(size):
+        return f"mask of {_size(shape['size'])}; takes the image's {_size(size)} (height x width)"
+    counts = shape["counts"]
+    if isinstance(counts, str):
+        return "" if counts.isascii() else "counts that are no compressed run lengths"
+    fits = isinstance(counts, list) and all(isinstance(run, int) and run >= 0 for run in counts)
+    return "" if fits and sum(counts) == math.prod(size) else f"counts that do not fill {_size(size)} pixels"
+
+
+def _check_runs(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Compressed run lengths must fill their images."""
+    shapes = [(i, r["segmentation"]) for i, r in enumerate(results) if isinstance(r["segmentation"], dict)]
+    packed = [(i, shape) for i, shape in shapes if isinstance(shape["counts"], str)]
+    totals = rle_totals([shape["counts"].encode() for _, shape in packed])
+    for (index, shape), total in zip(packed, totals.tolist(), strict=True):
+        if total != math.prod(shape["size"]):
+            raise UserError(
+                f"{path}: result {index} (image {results[index]['image_id']}): counts that do not fill"
+                f" {_size(shape['size'])} pixels"
+            )
+
+
+def _instances(
+    results: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+    classes: Mapping[int, int],
+    with_masks: bool,
+    points: int,
+) -> Instances:
+    """detectron2's instances of one image."""
+    size = (record["height"], record["width"])
+    found = Instances(size)
+    found.scores = torch.tensor([float(result["score"]) for result in results], dtype=torch.float64)
+    found.pred_classes = torch.tensor([classes[result["category_id"]] for result in results], dtype=torch.int64)
+    boxes = np.zeros((0, 4))
+    if points:
+        keypoints = np.array([result["keypoints"] for result in results], np.float64).reshape(len(results), points, 3)
+        low, high = keypoints[..., :2].min(axis=1), keypoints[..., :2].max(axis=1)
+        boxes = np.concatenate([low, high - low], axis=1)
+        keypoints[..., :2] += 0.5  # from pixel indices to positions
+        found.pred_keypoints = torch.from_numpy(keypoints)
+    if with_masks:
+        shapes = [compressed_rle(result["segmentation"], size) for result in results]
+        masks = rle.decode(shapes) if shapes else np.zeros((*size, 0), np.uint8)
+        found.pred_masks = torch.from_numpy(masks.transpose(2, 0, 1).astype(bool))
+        boxes = rle.toBbox(shapes).reshape(-1, 4) if shapes else boxes
+    if results and "bbox" in results[0]:
+        boxes = np.array([result["bbox"] for result in results], np.float64)
+    found.pred_boxes = Boxes(torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)))
+    return found
+
+
+def _panoptic_annotations(path: Path, expected: Sequence[str], categories: set[int]) -> dict[str, Mapping[str, Any]]:
+    """The annotation of each image, by image id, checked against the images and categories of the ground truth."""
+    annotations = read_json(path, ("annotations",))["annotations"]
+    if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
+        raise UserError(f"{path}: 'annotations' is no list of objects; takes COCO's panoptic format")
+    known = set(expected)
+    found: dict[str, Mapping[str, Any]] = {}
+    for index, annotation in enumerate(annotations):
+        require(annotation, ("image_id", "file_name", "segments_info"), f"{path}: annotation {index}")
+        image_id = str(annotation["image_id"])
+        entry = f"{path}: annotation {index} (image {image_id})"
+        if image_id not in known:
+            raise UserError(f"{entry}: the ground truth has no such image; takes its image ids, such as {expected[0]}")
+        if image_id in found:
+            raise UserError(f"{entry}: the image has an annotation before it; takes one an image")
+        _check_segments(annotation["segments_info"], categories, entry)
+        found[image_id] = annotation
+    missing = [image_id for image_id in expected if image_id not in found]
+    if missing:
+        raise UserError(
+            f"{path}: no annotation of image {missing[0]}, {len(missing)} missing; takes one for each of {len(known)}"
+        )
+    return found
+
+
+def _check_segments(segments: Any, known: set[int], entry: str) -> None:
+    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+        raise UserError(f"{entry}: segments_info is no list of objects")
+    seen = set()
+    for index, segment in enumerate(segments):
+        require(segment, ("id", "category_id"), f"{entry}: segment {index}")
+        if not isinstance(segment["category_id"], int) or segment["category_id"] not in known:
+            raise UserError(
+                f"{entry}: segment {segment['id']} has the unknown category_id {segment['category_id']!r}; takes one of"
+                f" {_some(sorted(known))}"
+            )
+        if not isinstance(segment["id"], int) or segment["id"] in seen or segment["id"] < 1:
+            raise UserError(f"{entry}: segment id {segment['id']!r}; takes numbers from 1 on, each once")
+        if not _finite([segment.get("score", 0)]):
+            raise UserError(f"{entry}: segment {segment['id']} has score {segment['score']!r}; takes a finite number")
+        seen.add(segment["id"])
+
+
+def _png_size(path: Path) -> tuple[int, int]:
+    """Height and width, from the header alone."""
+    with naming(path), opened(path) as image:
+        return image.height, image.width
+
+
+def _panoptic_output(
+    annotation: Mapping[str, Any], folder: Path, things: Mapping[int, int], stuff: Mapping[int, int]
+) -> dict[str, Any]:
+    """detectron2's output of one image, with contiguous category ids."""
+    file = folder / annotation["file_name"]
+    ids = read_panoptic_ids(file)
+    listed = {segment["id"] for segment in annotation["segments_info"]}
+    flat = ids.ravel()
+    extra = sorted(set(flat[np.flatnonzero(np.diff(flat, prepend=-1))].tolist()) - listed - {0})
+    if extra:
+        raise UserError(
+            f"{file}: segment id {extra[0]} is not in segments_info; takes those of the JSON, and 0 for void"
+        )
+    segments = []
+    for segment in annotation["segments_info"]:
+        isthing = segment["category_id"] in things
+        contiguous = (things if isthing else stuff)[segment["category_id"]]
+        segments.append({**segment, "category_id": contiguous, "isthing": isthing})
+    return {"panoptic_seg": (torch.from_numpy(ids), segments)}
+
+
+def _finite(values: Any, count: int | None = None) -> bool:
+    """Whether these are finite numbers, ``count`` of them."""
+    if not isinstance(values, list) or len(values) != (len(values) if count is None else count):
+        return False
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
+
+
+def _some(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "") if values else "nothing"
+
+
+def _size(sides: Any) -> str:
+    return "x".join(map(str, sides))

@@ -1,0 +1,76 @@
+"""What the heads on regions (RPN and ROI heads) ask of a backbone's maps, said before detectron2 builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from seg_ext.errors import UserError
+
+INDICES = "_indices"  # ends the names of maps of pooling places
+
+
+def check_region_maps(key: str, names: Sequence[str], shapes: Mapping[str, Any], *, pyramid: bool = False) -> None:
+    """Refuse maps that a head on regions cannot read.
+
+    Args:
+        key: config key of ``names``, for the message.
+        names: maps that the head reads.
+        shapes: the backbone's ``output_shape()``.
+        pyramid: whether regions are spread over the maps by their size, so that strides are to double.
+
+    Raises:
+        UserError: a map that the backbone does not give, whose cells do not begin at the image's first pixel, or that
+            holds no features; unequal channels; with ``pyramid``, strides that are no powers of 2 or do not double.
+    """
+    said = f"{key} {list(names)}"
+    missing = [name for name in names if name not in shapes]
+    if missing or not names:
+        what = f"{', '.join(missing)} not given by the backbone" if missing else "is empty"
+        raise UserError(f"{said}: {what}, which gives {', '.join(shapes)}")
+    for name in names:
+        if name == "image" or name.endswith(INDICES):
+            raise UserError(f"{said}: {name} holds {'the image' if name == 'image' else 'pooling places'}, no features")
+        offset = getattr(shapes[name], "offset", 0)
+        if offset:
+            raise UserError(
+                f"{said}: {name} begins at pixel {offset} of the image, and regions need maps that begin at 0; take"
+                " maps of a backbone that pads by half a kernel"
+            )
+    channels = {name: shapes[name].channels for name in names}
+    if len(set(channels.values())) > 1:
+        raise UserError(f"{said}: channels {channels}; one head reads them all, so they must be equal, as an FPN's are")
+    strides = {name: shapes[name].stride for name in names}
+    powers = all(stride & (stride - 1) == 0 for stride in strides.values())
+    if pyramid and not (powers and all(deep == 2 * shallow for shallow, deep in pairwise(strides.values()))):
+        raise UserError(f"{said}: strides {strides}; takes one map, or maps of strides that double, powers of 2")
+
+
+def check_anchors(sizes: Sequence[Any], ratios: Sequence[Any], names: Sequence[str]) -> None:
+    """Refuse lists of anchors that are neither one for all maps nor one a map.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    for key, lists in (("SIZES", sizes), ("ASPECT_RATIOS", ratios)):
+        nested = len(lists) > 0 and isinstance(lists[0], Sequence)
+        if len(lists) == 0 or (nested and len(lists) not in (1, len(names))):
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.{key} has {len(lists)} lists for {len(names)} of MODEL.RPN.IN_FEATURES"
+                f" {list(names)}: takes one list, or one a map"
+            )
+
+
+def check_c4(names: Sequence[str], shapes: Mapping[str, Any], *, res2_channels: int, keypoints: bool) -> None:
+    """Refuse what Res5ROIHeads, which run ResNet's res5 on the regions of one map, cannot read.
+
+    Raises:
+        UserError: not one map, another width than that of res4, or keypoints.
+    """
+    said = f"MODEL.ROI_HEADS.NAME Res5ROIHeads with IN_FEATURES {list(names)}"
+    if len(names) != 1 or shapes[names[0]].channels != 4 * res2_channels:
+        channels = [shapes[name].channels for name in names]
+        raise UserError(f"{said} of {channels} channels: takes one map as wide as res4, {4 * res2_channels} channels")
+    if keypoints:
+        raise UserError(f"{said}: gives no keypoints; set MODEL.KEYPOINT_ON False or take StandardROIHeads")

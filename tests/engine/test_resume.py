@@ -1,0 +1,237 @@
+"""Exact resume: a run that was killed and goes on gives the numbers of one that was left alone, to the bit."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from seg_ext.checkpoint import Checkpointer
+from seg_ext.cli.main import main
+from seg_ext.data.datasets import data_root, nuclei
+from seg_ext.data.derive import derive_coco
+from seg_ext.data.stream import TrainLoader
+from seg_ext.engine.hooks import StopOnSignal
+from seg_ext.engine.resume import RunState, rng_state, set_rng_state, unchanged_rng
+
+ROOT = Path(__file__).parents[2]
+KILLED = """
+import os, signal, sys, threading, time
+from seg_ext.cli.main import main
+from seg_ext.engine.trainer import Trainer
+step, at, seconds = Trainer.run_step, int(sys.argv[1]), float(sys.argv[2])
+def run_step(self):
+    if self.iter == at:
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    if self.iter > at + 1:
+        time.sleep(60)  # it comes
+    step(self)
+Trainer.run_step = run_step
+main(sys.argv[3:])
+"""
+COMMON = (
+    "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "2",
+    "TEST.EVAL_PERIOD", "4", "DATALOADER.NUM_WORKERS", "2", "DATALOADER.ASPECT_RATIO_GROUPING", "True",
+)  # fmt: skip
+PANOPTIC = (
+    "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "16", "INPUT.MIN_SIZE_TEST", "48",
+    "TEST.GALLERY", "0", "SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.01",
+    "INPUT.AUGMENTATIONS", "[{'NAME': 'RandomScaleCrop', 'size': [48, 48], 'scale': [1.0, 1.2]}]",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the process that is killed: the order of sums is part of the bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Path]:
+    """Two discs in each of five images, landscapes and portraits in turn, as nuclei_train and nuclei_test."""
+    for split in ("train", "test"):
+        for folder in ("images", "labels"):
+            (tmp_path / "nuclei" / split / folder).mkdir(parents=True)
+        for index in range(5 if split == "train" else 1):
+            label = np.zeros((64, 48) if index % 2 else (48, 64), np.uint16)
+            cv2.circle(label, (14, 16), 9, 1, cv2.FILLED)
+            cv2.circle(label, (32 + index, 30), 10, 2, cv2.FILLED)
+            image = np.random.default_rng(index).integers(0, 40, label.shape, np.uint8) + (label > 0) * np.uint8(150)
+            cv2.imwrite(str(tmp_path / "nuclei" / split / "images" / f"{index}.png"), image)
+            cv2.imwrite(str(tmp_path / "nuclei" / split / "labels" / f"{index}.png"), label)
+        derive_coco(tmp_path / "nuclei", split, thing_class="nucleus")
+    nuclei.register(tmp_path)
+    yield tmp_path
+    nuclei.register(data_root())
+
+
+def semantic(tree: Path, toy_config: Path) -> list[str]:
+    """The toy network with dropout, on the images of the tree."""
+    train = tree / "nuclei" / "train"
+    text = toy_config.read_text().replace("unet, ARGS: {channels: [16, 16]}", "fcn_head, ARGS: {dropout: 0.3}")
+    for folder, place in (("IMAGES", train / "images"), ("LABELS", train / "binary")):
+        text = text.replace(text.split(f"{folder}: ")[1].split(",")[0], str(place))
+    (train / "binary").mkdir()
+    for file in (train / "labels").iterdir():
+        label = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(train / "binary" / file.name), (label > 0).astype(np.uint8))
+    toy_config.write_text(text)
+    return ["train", "--config-file", str(toy_config)]
+
+
+def panoptic(tree: Path, toy_config: Path) -> list[str]:
+    return ["train", "--config-file", "nuclei/panoptic_unet_R_18_FPN.yaml", *PANOPTIC, "SEED", "0"]
+
+
+def outcome(folder: Path) -> tuple[Any, ...]:
+    """All that is to be equal: the lines of metrics.json, every loss of every iteration, the last weights."""
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    final = torch.load(folder / "model_final.pth")
+    losses = final["trainer"]["hooks"]["RunState"]["metrics"]
+    timeless = [{key: x for key, x in line.items() if "time" not in key and key != "eta_seconds"} for line in lines]
+    weights = {name: x.numpy().tobytes() for name, x in final["model"].items()}
+    return timeless, {name: x for name, x in losses.items() if "time" not in name and name != "eta_seconds"}, weights
+
+
+@pytest.mark.parametrize("task", [semantic, panoptic])
+def test_a_killed_run_goes_on_to_the_bit(tree: Path, toy_config: Path, task: Any) -> None:
+    command = [*task(tree, toy_config), *COMMON]
+    assert main([*command, "OUTPUT_DIR", str(tree / "whole")]) == 0
+    expected = outcome(tree / "whole")
+    assert len(expected[1]["total_loss"]) == 8 and [line["iteration"] for line in expected[0]] == [7, 3, 8]
+
+    at, seconds = random.randint(2, 5), random.uniform(0, 0.1)  # nobody's seed: another place each time
+    place = ["OUTPUT_DIR", str(tree / "killed")]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tree), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(at), str(seconds), *command, *place], env=environment, timeout=120
+    )
+    assert killed.returncode == -signal.SIGKILL and not (tree / "killed" / "model_final.pth").exists()
+    command.insert(1, "--resume")
+    assert main([*command, *place]) == 0
+    assert str(outcome(tree / "killed")) == str(expected), f"killed {seconds:.3f} s into iteration {at}"
+
+
+def test_an_evaluation_that_failed_is_made_up_for_and_costs_no_training(
+    toy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [
+        "SOLVER.MAX_ITER",
+        "4",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "2",
+        "TEST.EVAL_PERIOD",
+        "2",
+        "TEST.BEST",
+        "sem_seg/mIoU",
+    ]
+    command = ["train", "--config-file", str(toy_config), *keys, "OUTPUT_DIR"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="out of memory"):
+        patched.setattr("seg_ext.engine.trainer.evaluate", fail)
+        main([*command, str(tmp_path / "failed")])
+    assert (tmp_path / "failed" / "last_checkpoint").read_text() == "model_0000001.pth"
+    metrics = tmp_path / "failed" / "metrics.json"
+    metrics.write_text(metrics.read_text() + '{"iteration": 3, "total_loss": 7}\n{"iter')  # of a later time
+    assert main([command[0], "--resume", *command[1:], str(tmp_path / "failed")]) == 0
+    assert str(outcome(tmp_path / "failed")) == str(outcome(tmp_path / "whole"))
+    first, second = (torch.load(tmp_path / run / "model_final.pth")["trainer"]["hooks"] for run in ("whole", "failed"))
+    assert first["Selection"] == second["Selection"] and first["Selection"]["seen"] == 3
+
+
+def test_scoring_more_often_changes_no_loss(toy_config: Path, tmp_path: Path) -> None:
+    text = toy_config.read_text().replace("unet, ARGS: {channels: [16, 16]}", "fcn_head, ARGS: {dropout: 0.3}")
+    toy_config.write_text(text)
+    weights = []
+    for period in ("0", "1"):
+        out = tmp_path / period
+        command = ["train", "--config-file", str(toy_config), "OUTPUT_DIR", str(out)]
+        assert main([*command, "SOLVER.MAX_ITER", "3", "TEST.EVAL_PERIOD", period]) == 0
+        weights.append(outcome(out)[2])
+    assert weights[0] == weights[1]
+
+
+def test_generators_go_on_as_if_nothing_had_been_drawn() -> None:
+    def draw() -> list[float]:
+        return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()]
+
+    draw()  # an odd number of normal ones: the second of a pair is part of the state
+    state = rng_state()
+    torch.save(state, content := io.BytesIO())
+    with unchanged_rng():
+        first = draw()
+    assert draw() == first
+    content.seek(0)
+    set_rng_state(torch.load(content, weights_only=True))
+    assert draw() == first
+
+
+class _Loader(TrainLoader):
+    def __init__(self, batch_size: int) -> None:
+        super().__init__([{}], dict, [0], batch_size=batch_size, seed=0)
+
+
+@pytest.mark.parametrize("processes", [0, 1, 3])
+def test_with_other_processes_a_run_goes_on_where_nothing_was_seen_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, processes: int
+) -> None:
+    trainer = SimpleNamespace(start_iter=5, iter=5, storage=EventStorage(5), _hooks=[])
+    loader = _Loader(batch_size=4)
+    hook = RunState(Checkpointer(nn.Linear(1, 1), str(tmp_path)), loader, seed=0)
+    hook.trainer = trainer
+    state = hook.state_dict()
+    stream = {"position": 31, "pending": [3], "skipped": {}}
+    state["ranks"] = [{"stream": {**stream, "position": 31 - rank}, "rng": rng_state()} for rank in range(processes)]
+    if processes:  # else a checkpoint of a trainer without this hook
+        hook.load_state_dict(state)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr(logging.getLogger("seg_ext"), "propagate", True)
+    hook.before_train()
+    assert (loader.position, loader.pending) == ((31, []) if processes else (20, []))
+    assert f"stream positions of {processes} processes and there are 2" in caplog.text
+
+
+def test_a_second_signal_ends_the_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    hook = StopOnSignal(SimpleNamespace())  # type: ignore[arg-type]
+    hook.before_train()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # the same request, by way of a launcher
+        assert hook._asked_at is not None
+        hook._asked_at -= 2
+        with pytest.raises(SystemExit, match="130"):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        hook.after_train()
+    assert "seg-ext: stopped at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
