@@ -8,11 +8,13 @@ import cv2
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
+from seg_ext.data.mapper import SegMapper
 from seg_ext.engine.trainer import Trainer
-from seg_ext.engine.validation_loss import loss_mode, merged, validation_losses
+from seg_ext.engine.validation_loss import _mapper, loss_mode, merged, validation_losses
 
 
 def test_equals_the_loss_of_the_scores_in_inference(trainer: Callable[..., Trainer], toy_folder: Path) -> None:
@@ -35,6 +37,16 @@ def test_equals_the_loss_of_the_scores_in_inference(trainer: Callable[..., Train
     assert found == {"validation": {"total_loss": pytest.approx(sum(losses) / 5, rel=1e-5)} | found["validation"]}
     assert found["validation"].keys() == {"total_loss", "loss_sem_seg"}
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items()), "no statistics moved"
+
+
+def test_images_are_those_of_an_evaluation_with_the_training_s_ground_truth(trainer: Callable[..., Trainer]) -> None:
+    cfg = trainer("WRITERS", "[]", "INPUT.AUGMENTATIONS", "[{'NAME': 'RandomFlip', 'prob': 1.0}]").cfg
+    record = DatasetCatalog.get(cfg.DATASETS.TEST[0])[0]
+    mapped, tested, trained = (
+        mapper(record) for mapper in (_mapper(cfg), SegMapper(cfg, is_train=False), SegMapper(cfg, is_train=True))
+    )
+    assert torch.equal(mapped["image"], tested["image"]) and not torch.equal(mapped["image"], trained["image"])
+    assert torch.equal(mapped["sem_seg"], trained["sem_seg"].flip(1))
 
 
 def test_what_the_heads_note_stays_out_of_the_training_s_numbers(trainer: Callable[..., Trainer]) -> None:
