@@ -222,6 +222,7 @@ def test_a_second_signal_ends_the_run_at_once(
         raise SystemExit(status)
 
     monkeypatch.setattr(os, "_exit", leave)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     hook = StopOnSignal(SimpleNamespace())  # type: ignore[arg-type]
     hook.before_train()
     try:
@@ -234,4 +235,4 @@ def test_a_second_signal_ends_the_run_at_once(
     finally:
         hook.after_train()
     assert "seg-ext: stopped at once" in capfd.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
