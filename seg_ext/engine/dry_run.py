@@ -99,15 +99,15 @@ def _report(
     print(f"model: {count:.2f} M parameters, {trained:.2f} M of them trained")
     print(
         f"iteration: {seconds:.3f} s, {values['data_time']:.3f} s of it waiting for data;"
-        f" {solver.IMS_PER_BATCH} images in {solver.ACCUMULATE} part(s) on {processes} process(es)"
+        f" batch {solver.IMS_PER_BATCH}, parts {solver.ACCUMULATE}, processes {processes}"
     )
     print("losses: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items() if "loss" in name))
     if images:
-        print(f"evaluation: {image_seconds:.3f} s an image in the network, {images} images in all sets")
+        print(f"evaluation: {image_seconds:.3f} s an image in the network; images of all sets: {images}")
     print(f"memory: {_memory()}")
     print(
         f"expected: {_span(training + evaluating)}: {_span(training)} for {left} iterations, {_span(evaluating)} for"
-        f" {evaluations} evaluation(s), without reading and scoring"
+        f" {evaluations} evaluation{'s' * (evaluations != 1)}, without reading and scoring"
     )
 
 

@@ -78,7 +78,7 @@ def git_commit(folder: str | Path = ".") -> str:
     if not commit:
         return ""
     changed = len(_git(folder, "status", "--porcelain", "--untracked-files=no").splitlines())
-    return f"git commit {commit}, {changed} file(s) changed"
+    return f"git commit {commit}, {changed} file{'s' * (changed != 1)} changed"
 
 
 def data_fingerprint(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def test_prints_what_the_training_will_cost_and_writes_nothing(
     out = capsys.readouterr().out
     seconds = float(re.search(r"iteration: ([\d.]+) s", out)[1])
     assert re.search(r"model: 0\.\d+ M parameters", out) and "total_loss" in out
-    assert "5 images in all sets" in out and re.search(r"memory: \d+\.\d+ GiB", out)
+    assert "images of all sets: 5\n" in out and re.search(r"memory: \d+\.\d+ GiB", out)
     expected = re.search(r"expected: (\S+): (\S+) for 1000 iterations, (\S+) for 4 evaluation", out)
     whole, training, evaluating = (
         sum(60**i * int(x) for i, x in enumerate(span.split(":")[::-1])) for span in expected.groups()

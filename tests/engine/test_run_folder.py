@@ -100,6 +100,6 @@ def test_the_commit_of_a_git_tree_is_named_with_what_differs_from_it(tmp_path: P
     for arguments in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *arguments], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert git_commit(tmp_path) == f"git commit {head}, 0 file(s) changed"
+    assert git_commit(tmp_path) == f"git commit {head}, 0 files changed"
     (tmp_path / "file").write_text("2")
-    assert git_commit(tmp_path) == f"git commit {head}, 1 file(s) changed"
+    assert git_commit(tmp_path) == f"git commit {head}, 1 file changed"
