@@ -98,3 +98,12 @@ def test_conv_head_equals_torchvisions_fcn_head():
     x = torch.randn(2, 32, 6, 7)
     torch.testing.assert_close(ours(x), theirs(x))
     assert [m.p for m in ours if isinstance(m, nn.Dropout)] == [m.p for m in theirs if isinstance(m, nn.Dropout)]
+
+
+@pytest.mark.parametrize(
+    ("classes", "kernel_size", "std"), [(2, 1, 0.01), (21, 3, 0.01), (1, 1, 1 / 32), (1, 3, 1 / 96)]
+)
+def test_weights_of_a_lone_class_start_as_hes_and_of_several_at_a_hundredth(classes, kernel_size, std):
+    layer = score_layer(2048, classes, kernel_size=kernel_size)
+    assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
+    assert not layer.bias.any()
