@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import logging
-import os
-import pickle
 import re
-import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
-from seg_ext.checkpoint.imagenet import explain, fit, widen_first
+from seg_ext.checkpoint.class_heads import transfer
+from seg_ext.checkpoint.detectron2_names import in_our_order, our_names
+from seg_ext.checkpoint.files import SIDECAR, is_whole, read_checkpoint, write_whole
+from seg_ext.checkpoint.imagenet import explain, fit, fit_timm, widen_first
+from seg_ext.checkpoint.locate import locate
+from seg_ext.checkpoint.report import LoadingReport
+from seg_ext.checkpoint.sidecar import classes_of, plain
 from seg_ext.errors import UserError
 
 _logger = logging.getLogger(__name__)
-_ARRAYS_AND_CONTAINERS = {
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-}
+_HEURISTICS = "?matching_heuristics=True"  # detectron2's: names need only end alike
 
 BEST = "model_best"
 _NUMBERED = re.compile(r"model_\d{7,}\.pth")
@@ -40,17 +34,35 @@ _RESUMABLE = re.compile(r"model_(\d{7,}|final)\.pth")
 class Checkpointer(DetectionCheckpointer):
     """Saves under a temporary name, then renames; reads tensors, arrays and containers only.
 
-    Beside its own files and detectron2's it reads ImageNet weights of torchvision's ResNets and VGG-16 into the
-    backbone, see `seg_ext.checkpoint.imagenet.fit`.
+    Beside its own files it reads detectron2's, its DeepLab projects' too, and ImageNet weights of torchvision's ResNets
+    and VGG-16 and of timm's models into the backbone, from wherever :func:`seg_ext.checkpoint.locate.locate` finds
+    them. Where the classes of file and model are known and differ, their scores are taken over by name.
+
+    Attributes:
+        report: what became of every tensor of the file that was loaded last.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        keep: int = 0,
+        sidecar: Mapping[str, Any] | None = None,
+        partial: bool = False,
+        table: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """As detectron2's.
 
         Args:
             model: what is saved and loaded.
             save_dir: folder of the checkpoints.
             keep: of the numbered checkpoints the newest so many stay, and the one to resume from; 0 for all.
+            sidecar: what every checkpoint says of itself, see :mod:`seg_ext.checkpoint.sidecar`; its classes are the
+                model's.
+            partial: load a file that lacks more than half of the model.
+            table: log what became of every tensor.
             kwargs: detectron2's.
 
         Raises:
@@ -60,17 +72,26 @@ class Checkpointer(DetectionCheckpointer):
             raise UserError(f"SOLVER.CHECKPOINT_KEEP {keep}: takes a number of checkpoints, 0 for all")
         super().__init__(model, save_dir, **kwargs)
         self.keep = keep
+        self.report = LoadingReport()
+        self._sidecar, self._partial, self._table = dict(sidecar or {}), partial, table
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(self, name: str, *, metrics: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Write ``name.pth`` into the save directory; an interrupted write leaves the previous files as they were.
 
         It is then what a run resumes from, but for ``model_best``, which would take the run back.
+
+        Args:
+            name: of the file, without its suffix.
+            metrics: scores of these weights, for the sidecar.
+            kwargs: what else the file is to hold.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(kwargs)
+        if self._sidecar:
+            data[SIDECAR] = {**self._sidecar, **({"metrics": plain(metrics)} if metrics else {})}
         file = Path(self.save_dir) / f"{name}.pth"
         write_whole(file, lambda stream: torch.save(data, stream))
         if name == BEST:
@@ -120,89 +141,70 @@ class Checkpointer(DetectionCheckpointer):
         files = [file for file in Path(self.save_dir).glob("model_*.pth") if _RESUMABLE.fullmatch(file.name)]
         return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a local file or URL.
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load what ``path`` stands for, see :func:`seg_ext.checkpoint.locate.locate`; nothing where it is empty.
+
+        Args:
+            path: of the weights.
+            checkpointables: of the other things in the file those to load; None for all.
+
+        Returns:
+            What else the file holds.
 
         Raises:
-            UserError: no such file, one that is no checkpoint, or one of which nothing fits the model.
+            UserError: no such file, none that can be read, one of which nothing fits the model, or, unless ``partial``,
+                one that lacks more than half of it; or a state of something else that does not fit.
         """
-        if path and "://" not in path and not Path(path).is_file():
-            raise UserError(f"weights {path} not found")
+        if not path:
+            _logger.debug("no weights given: the model starts from its initial values")
+            return {}
+        data = read_checkpoint(locate(path.removesuffix(_HEURISTICS)))
+        if path.endswith(_HEURISTICS):
+            data["matching_heuristics"] = True
         try:
-            return super().load(path, *args, **kwargs)
-        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"weights {path}: not a readable checkpoint: {first}") from error
+            self._fill(data, path)
         except ValueError as error:  # readable, but not for this model
             raise UserError(f"weights {path}: {error}") from error
-        finally:
-            self._parsed_url_during_load = None
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in data:
+                try:
+                    self.checkpointables[key].load_state_dict(data.pop(key))
+                except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+                    why = " ".join(str(error).split()) or type(error).__name__
+                    raise UserError(f"weights {path}: not a readable checkpoint: its {key}: {why}") from error
+        return data
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        if not filename.endswith(".pkl"):
-            data = super()._load_file(filename)
-            if isinstance(data["model"], dict) and "state_dict" in data["model"]:
-                data["model"] = data["model"]["state_dict"]
-            return data
-        with self.path_manager.open(filename, "rb") as stream:
-            data = _ArrayUnpickler(stream, encoding="latin1").load()
-        if not isinstance(data, dict) or ("model" in data and "__author__" in data):
-            return data if isinstance(data, dict) else {"model": data}
-        weights = data.get("blobs", data)
-        weights = {key: value for key, value in weights.items() if not key.endswith("_momentum")}
-        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    def _fill(self, data: dict[str, Any], path: str) -> None:
+        """Load the state dict, and say what became of it."""
+        ours = self.model.state_dict()
+        state, names, imagenet = self._named(data, ours)
+        by_class = transfer(state, ours, classes_of(data), classes_of({SIDECAR: self._sidecar}))
+        shared = state.keys() & ours.keys()
+        heads = any(key.startswith(("sem_seg_head.", "roi_heads.")) for key in state)
+        alone = bool(shared) and all(key.startswith("backbone.") for key in shared) and not heads
+        part = {key: x for key, x in ours.items() if key.startswith("backbone.")} if alone else ours
+        self.report = report = LoadingReport.compare(state, part, names)
+        report.by_class = by_class
+        if not report.loaded:
+            raise ValueError(f"nothing in it fits the model: {explain(state, ours)}")
+        if report.lacks_most and not imagenet and not self._partial:
+            raise ValueError(f"{report.line()}; MODEL.LOADING.PARTIAL True takes what there is")
+        self.model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
+        line = report.line() + ("; all but the backbone starts fresh" if len(part) < len(ours) else "")
+        _logger.log(logging.INFO if report.clean else logging.WARNING, "weights %s: %s", path, line)
+        if self._table:
+            _logger.info("tensors of %s\n%s", path, report.table())
 
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        state, ours = checkpoint["model"], self.model.state_dict()
-        if not isinstance(state, dict) or not all(isinstance(x, (torch.Tensor, np.ndarray)) for x in state.values()):
-            raise ValueError("holds no state dict, at its top or under 'model' or 'state_dict'")
-        self._convert_ndarray_to_tensor(state)
-        bare = {key.removeprefix("module."): x for key, x in state.items()}
-        if checkpoint.get("matching_heuristics"):
+    @staticmethod
+    def _named(data: dict[str, Any], ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], bool]:
+        """The file's tensors by the model's names, renamed ones' names there, and whether it is an ImageNet network."""
+        state: dict[str, Tensor] = data.pop("model")
+        if data.get("matching_heuristics"):
             widen_first(state, ours)
-        elif not bare.keys() & ours.keys():
-            checkpoint["model"] = fit(bare, ours) or state
-        incompatible = super()._load_model(checkpoint)
-        parameters = {name for name, _ in self.model.named_parameters()}
-        loaded = parameters - set(incompatible.missing_keys)
-        if not loaded:
-            raise ValueError(f"nothing in it fits the model: {explain(bare, ours)}")
-        _logger.info("%d of %d parameters of the model loaded", len(loaded), len(parameters))
-        return incompatible
-
-
-def is_whole(file: Path) -> bool:
-    """Whether a checkpoint is there and every byte of it is as it was written, by the checksums within."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
-        return False
-
-
-def write_whole(file: Path, content: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file whole or not at all, and so that a power cut afterwards does not take it back."""
-    partial = file.with_name(f"{file.name}.partial")
-    with partial.open("wb") as stream:
-        content(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits arrays and containers; refuses anything that could run code, by name."""
-
-    def __init__(self, stream: IO[bytes], encoding: str) -> None:
-        super().__init__(stream, encoding=encoding)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ARRAYS_AND_CONTAINERS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which weights do not need")
+            return dict(align_and_update_state_dicts(ours, state, data.get("__author__") == "Caffe2")), {}, False
+        if not state.keys() & ours.keys():
+            fitted = fit(state, ours) or fit_timm(state, ours)
+            if fitted:
+                return fitted, {}, True
+        names = our_names(state, ours)
+        return in_our_order(state, names), {name: theirs for theirs, name in names.items()}, False

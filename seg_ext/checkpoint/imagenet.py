@@ -14,12 +14,15 @@ from seg_ext.encoders.vgg import from_torchvision
 
 _logger = logging.getLogger(__name__)
 _RESNET = (
+    *((rf"^stem\.{3 * unit}\.", f"stem.conv{unit + 1}.") for unit in range(3)),
+    *((rf"^stem\.{3 * unit + 1}\.", f"stem.conv{unit + 1}.norm.") for unit in range(3)),
     (r"^(conv1|bn1)\.", r"stem.\1."),
     (r"bn(\d)\.", r"conv\1.norm."),
     (r"downsample\.0\.", "shortcut."),
     (r"downsample\.1\.", "shortcut.norm."),
     *((rf"^layer{number}\.", f"res{number + 1}.") for number in range(1, 5)),
 )
+_TIMM = "encoder.model."  # below it, in a model's names, is a timm backbone
 _FC6 = (4096, 512, 7, 7)  # VGG's own; others start fresh
 
 
@@ -39,13 +42,17 @@ class Layout(NamedTuple):
     rename: Callable[[Mapping[str, Tensor], bool], dict[str, Tensor]]
 
 
+def resnet_name(key: str) -> str | None:
+    """Our name of a tensor of torchvision's ResNets or mmsegmentation's with deep stems; None for the classifier's."""
+    if key.startswith("fc."):
+        return None
+    for pattern, name in _RESNET:
+        key = re.sub(pattern, name, key)
+    return key
+
+
 def _rename_resnet(state: Mapping[str, Tensor], fc: bool) -> dict[str, Tensor]:
-    renamed = {}
-    for key, value in state.items():
-        for pattern, name in _RESNET:
-            key = re.sub(pattern, name, key)
-        renamed[key] = value
-    return renamed
+    return {name or key: value for key, value in state.items() for name in (resnet_name(key),)}
 
 
 def _rename_vgg(state: Mapping[str, Tensor], fc: bool) -> dict[str, Tensor]:
@@ -112,6 +119,28 @@ def fit(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, T
     _logger.info("%d of %d tensors, of a %s, go to %s*", len(weights), len(state), layout.title, prefix)
     if bare:
         _logger.warning("left out %d BatchNorm layers: the model has no running statistics there", len(bare))
+    return weights
+
+
+def fit_timm(state: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Rename the weights of a timm model to those of the same model as a backbone, wherever it stands.
+
+    As a backbone timm calls a stage "stages_0" that is "stages.0" in the whole model. The classifier is left out.
+
+    Returns:
+        Weights by the model's names; None where the model has no timm backbone or less than half of it is in the file.
+    """
+    places = {key: key.partition(_TIMM)[2] for key in model if _TIMM in key}
+    weights = {}
+    for key, name in places.items():
+        there = next((x for x in (name, re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name)) if x in state), None)
+        if there is not None:
+            weights[key] = state[there]
+            if weights[key].dim() == 4 and model[key].dim() == 4:
+                weights[key] = widen(weights[key], model[key].shape[1])
+    if 2 * len(weights) <= len(places):
+        return None
+    _logger.info("%d of %d tensors, of a timm model, go to its backbone", len(weights), len(state))
     return weights
 
 

@@ -14,6 +14,7 @@ from .deeplabv3 import DeepLabV3
 from .deeplabv3plus import DeepLabV3Plus
 from .fcn import FCN, FCNHead, FCNSum
 from .gcn import GCN
+from .linknet import LinkNet
 from .pspnet import PSPNet
 from .refinenet import RefineNet
 from .segnet import SegNet, SegNetBasic
@@ -29,6 +30,7 @@ DECODERS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "unetpp": UNetPP,
     "unet3p": UNet3Plus,
+    "linknet": LinkNet,
     "semantic_fpn": SemanticFPN,
     "refinenet": RefineNet,
     "gcn": GCN,
@@ -53,6 +55,7 @@ __all__ = [
     "FCNHead",
     "FCNSum",
     "GCN",
+    "LinkNet",
     "PSPNet",
     "RefineNet",
     "SegNet",

@@ -26,6 +26,9 @@ class DeepLabV3(nn.Module):
         rates: Sequence[int] | None = (6, 12, 18),
         channels: int = 256,
         image_pooling: bool = True,
+        image_norm: bool = True,
+        pool: Sequence[int] | None = None,
+        project_kernel_size: int = 1,
         dropout: float = 0.1,
         head_conv: bool = False,
         aux: str | bool | None = None,
@@ -40,6 +43,7 @@ class DeepLabV3(nn.Module):
                 classifies the feature itself, the cascade of section 3.2, whose blocks belong to the encoder.
             channels: width of the ASPP.
             image_pooling: the ASPP's image-level branch.
+            image_norm, pool, project_kernel_size: see :class:`seg_ext.layers.ASPP`.
             dropout: probability after the ASPP.
             head_conv: a 3x3 convolution, as wide as its input, with norm and ReLU before the classifier.
             aux: feature under an auxiliary head (3x3 to a quarter of the channels, 1x1), used in training; True means
@@ -59,7 +63,17 @@ class DeepLabV3(nn.Module):
         self.aspp: nn.Module = nn.Identity()
         width = deep.channels
         if rates is not None:
-            self.aspp = ASPP(width, channels, rates=rates, norm=norm, image_pooling=image_pooling, dropout=dropout)
+            self.aspp = ASPP(
+                width,
+                channels,
+                rates=rates,
+                norm=norm,
+                image_pooling=image_pooling,
+                image_norm=image_norm,
+                pool=pool,
+                project_kernel_size=project_kernel_size,
+                dropout=dropout,
+            )
             width = channels
         self.refine = ConvNormAct(width, width, norm=norm) if head_conv else nn.Identity()
         self.score = score_layer(width, num_classes)

@@ -32,6 +32,9 @@ class DeepLabV3Plus(nn.Module):
         separable: bool = False,
         bare_depthwise: bool = False,
         image_pooling: bool = True,
+        image_norm: bool = True,
+        pool: Sequence[int] | None = None,
+        project_kernel_size: int = 1,
         aspp_conv: bool = False,
         refine_convs: int = 2,
         align_corners: bool = False,
@@ -49,6 +52,7 @@ class DeepLabV3Plus(nn.Module):
             separable: every 3x3 convolution becomes depthwise and pointwise.
             bare_depthwise: with `separable`, no norm and activation between the two (segmentation_models_pytorch).
             image_pooling: the ASPP's image-level branch.
+            image_norm, pool, project_kernel_size: see :class:`seg_ext.layers.ASPP`.
             aspp_conv: one more 3x3 convolution between the ASPP and the resizing (segmentation_models_pytorch).
             refine_convs: 3x3 convolutions after the join.
             align_corners: of the resizing.
@@ -75,6 +79,9 @@ class DeepLabV3Plus(nn.Module):
             norm=norm,
             conv=conv,
             image_pooling=image_pooling,
+            image_norm=image_norm,
+            pool=pool,
+            project_kernel_size=project_kernel_size,
             dropout=dropout,
         )
         self.aspp_conv = conv(channels, channels, norm=norm) if aspp_conv else nn.Identity()

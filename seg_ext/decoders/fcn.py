@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg_ext.layers import FeatureSpec, Norm, bilinear_transposed_conv, conv_head, resize_to, score_layer
+from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, bilinear_transposed_conv, conv_head, resize_to, score_layer
 
-from .contract import auxiliary_feature, check_dropout, check_features
+from .contract import auxiliary_feature, check_dropout, check_features, check_sizes
 
 
 class FCN(nn.Module):
@@ -148,6 +150,35 @@ class FCNSum(nn.Module):
         return {"logits": first}
 
 
+class _DeepHead(nn.Module):
+    """mmsegmentation's FCN head: 3x3 convolutions, the input joined behind them and convolved, the classifier."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int,
+        convs: int,
+        join: bool,
+        norm: Norm | None,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        widths = [in_channels, *[channels] * convs]
+        self.convs = nn.Sequential(*(ConvNormAct(a, b, norm=norm) for a, b in pairwise(widths)))
+        self.join = ConvNormAct(in_channels + channels, channels, norm=norm) if join else None
+        self.dropout = nn.Dropout(dropout)
+        self.score = score_layer(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, K, h, w)."""
+        out = self.convs(x)
+        if self.join is not None:
+            out = self.join(torch.cat((x, out), dim=1))
+        return self.score(self.dropout(out))
+
+
 class FCNHead(nn.Module):
     """torchvision's FCN head: 3x3 convolution to a quarter of the channels, norm, ReLU, dropout, 1x1."""
 
@@ -159,6 +190,9 @@ class FCNHead(nn.Module):
         norm: Norm | None,
         dropout: float = 0.1,
         aux: str | bool | None = None,
+        channels: int | None = None,
+        convs: int = 1,
+        join_input: bool = False,
     ) -> None:
         """Build one head, or two with `aux`.
 
@@ -167,7 +201,10 @@ class FCNHead(nn.Module):
             num_classes: K.
             norm: from channels to a layer, or None.
             dropout: probability before the classifier.
-            aux: feature under an auxiliary head of the same form, used in training; True means the second deepest.
+            aux: feature under an auxiliary head, used in training; True means the second deepest.
+            channels: width of the head; None for a quarter of its input's.
+            convs: 3x3 convolutions in it; 2 in mmsegmentation.
+            join_input: the input joins behind them, and a further 3x3 convolution follows (mmsegmentation).
 
         Raises:
             ValueError: an argument outside what is said here.
@@ -178,10 +215,23 @@ class FCNHead(nn.Module):
         self.name, deep = list(in_features.items())[-1]
         self.aux_name = auxiliary_feature("FCNHead", in_features, aux)
         self.out_stride = deep.stride
+        check_sizes("FCNHead", "convs and channels", (convs, channels or 1))
         self.heads = nn.ModuleDict()
         for name in filter(None, (self.name, self.aux_name)):
             width = in_features[name].channels
-            self.heads[name] = conv_head(width, num_classes, channels=max(width // 4, 1), norm=norm, dropout=dropout)
+            quarter = max(width // 4, 1)
+            if name == self.name and (convs > 1 or join_input or channels):
+                self.heads[name] = _DeepHead(
+                    width,
+                    num_classes,
+                    channels=channels or quarter,
+                    convs=convs,
+                    join=join_input,
+                    norm=norm,
+                    dropout=dropout,
+                )
+            else:
+                self.heads[name] = conv_head(width, num_classes, channels=quarter, norm=norm, dropout=dropout)
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: (N, C, h, w)} -> "logits" (N, K, h, w) and, in training, "aux_<name>", each at its feature's size."""

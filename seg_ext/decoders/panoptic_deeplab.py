@@ -35,6 +35,7 @@ class _Trunk(nn.Module):
         project_channels: Sequence[int],
         aspp_channels: int,
         rates: Sequence[int],
+        pool: Sequence[int] | None,
         dropout: float,
         separable: bool,
     ) -> None:
@@ -49,8 +50,9 @@ class _Trunk(nn.Module):
             )
         conv = SeparableConv if separable else ConvNormAct
         deep = in_features[self.deepest].channels
-        self.aspp = ASPP(deep, aspp_channels, rates=rates, norm=norm, conv=conv, dropout=dropout)
-        self.aspp.image = ConvNormAct(deep, aspp_channels, kernel_size=1, norm=None)  # one value a channel: no norm
+        self.aspp = ASPP(
+            deep, aspp_channels, rates=rates, norm=norm, conv=conv, image_norm=False, pool=pool, dropout=dropout
+        )
         self.projections, self.joins = nn.ModuleDict(), nn.ModuleDict()
         below = aspp_channels
         for feature, width in reversed(list(zip(shallow, project_channels, strict=True))):
@@ -81,6 +83,7 @@ class PanopticDeepLabSemantics(nn.Module):
         project_channels: Sequence[int] = (32, 64),
         aspp_channels: int = 256,
         rates: Sequence[int] = (6, 12, 18),
+        pool: Sequence[int] | None = None,
         dropout: float = 0.1,
         separable: bool = False,
     ) -> None:
@@ -95,6 +98,7 @@ class PanopticDeepLabSemantics(nn.Module):
             project_channels: to which each map but the deepest is reduced, shallow to deep.
             aspp_channels: width of the ASPP.
             rates: its dilations, in cells.
+            pool: see :class:`seg_ext.layers.ASPP`.
             dropout: probability after it.
             separable: depthwise separable convolutions, 5x5 in place of two 3x3 ones.
 
@@ -114,6 +118,7 @@ class PanopticDeepLabSemantics(nn.Module):
             project_channels=project_channels,
             aspp_channels=aspp_channels,
             rates=rates,
+            pool=pool,
             dropout=dropout,
             separable=separable,
         )
@@ -138,6 +143,7 @@ class PanopticDeepLabInstances(nn.Module):
         project_channels: Sequence[int] = (32, 64),
         aspp_channels: int = 256,
         rates: Sequence[int] = (6, 12, 18),
+        pool: Sequence[int] | None = None,
         dropout: float = 0.1,
         separable: bool = False,
     ) -> None:
@@ -148,7 +154,7 @@ class PanopticDeepLabInstances(nn.Module):
             norm: from channels to a layer, or None.
             channels: width of the decoder.
             head_channels: width of what centres and offsets are read from.
-            project_channels, aspp_channels, rates, dropout, separable: as of the semantic branch.
+            project_channels, aspp_channels, rates, pool, dropout, separable: as of the semantic branch.
 
         Raises:
             ValueError: an argument outside what is said here.
@@ -166,6 +172,7 @@ class PanopticDeepLabInstances(nn.Module):
             project_channels=project_channels,
             aspp_channels=aspp_channels,
             rates=rates,
+            pool=pool,
             dropout=dropout,
             separable=separable,
         )

@@ -12,7 +12,7 @@ from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, resize_to, score_laye
 
 from .contract import check_features, check_sizes
 
-UPS = ("transpose", "bilinear", "nearest")
+UPS = ("transpose", "bilinear", "nearest", "bilinear_conv")
 PADDINGS = ("same", "valid")
 
 
@@ -40,7 +40,8 @@ class UpBlock(nn.Module):
             out_channels: C'.
             skip_channels: S, 0 for a block without skip.
             factor: stride of the input over that of the output.
-            up: "transpose" (kernel and stride `factor`, to C' channels), "bilinear" or "nearest" (to the skip's size).
+            up: "transpose" (kernel and stride `factor`, to C' channels), "bilinear" or "nearest" (to the skip's size),
+                or "bilinear_conv" (then a 1x1 convolution to C' channels, with norm and activation: mmsegmentation).
             convs: 3x3 convolutions after the join.
             skip_first: order of the join.
             norm: from channels to a layer, or None.
@@ -52,9 +53,12 @@ class UpBlock(nn.Module):
         self.factor = factor
         self.crop = crop
         self.skip_first = skip_first
-        self.mode = "bilinear" if up == "transpose" else up
+        self.mode = "nearest" if up == "nearest" else "bilinear"
         self.up = nn.ConvTranspose2d(in_channels, out_channels, factor, stride=factor) if up == "transpose" else None
-        joined = skip_channels + (in_channels if self.up is None else out_channels)
+        self.reduce = None
+        if up == "bilinear_conv":
+            self.reduce = ConvNormAct(in_channels, out_channels, kernel_size=1, norm=norm)
+        joined = skip_channels + (out_channels if up in ("transpose", "bilinear_conv") else in_channels)
         widths = [joined, *[out_channels] * convs]
         padding = None if crop is None else 0
         self.convs = nn.ModuleList(ConvNormAct(a, b, norm=norm, padding=padding) for a, b in pairwise(widths))
@@ -72,6 +76,7 @@ class UpBlock(nn.Module):
             x = resize_to(x, size if skip is None else skip.shape[-2:], mode=self.mode)
         else:
             x, skip = self._crop(resize_to(x, size, mode=self.mode), skip)
+        x = x if self.reduce is None else self.reduce(x)
         if skip is not None:
             x = torch.cat((skip, x) if self.skip_first else (x, skip), dim=1)
         for conv in self.convs:
@@ -118,6 +123,9 @@ class UNet(nn.Module):
         convs: int = 2,
         skip_first: bool = True,
         padding: str = "same",
+        centre_convs: int = 0,
+        head_conv: bool = False,
+        score_kernel_size: int = 1,
     ) -> None:
         """Build one block a joined feature and one a further level.
 
@@ -125,13 +133,18 @@ class UNet(nn.Module):
             in_features: two or more, or one with `extra_ups`.
             num_classes: K.
             norm: from channels to a layer, or None.
-            up: how a level is upsampled: "transpose" (bias, to the level's width), "bilinear" or "nearest".
+            up: how a level is upsampled: "transpose" (bias, to the level's width), "bilinear", "nearest" or
+                "bilinear_conv" (and a 1x1 convolution with norm and activation, to the level's width).
             channels: width of each level that joins a feature, deep to shallow; None takes that feature's own width.
             extra_ups: width of each further level, which doubles the size and joins nothing.
             convs: 3x3 convolutions a level.
             skip_first: the encoder's feature comes first in the concatenation.
             padding: "same", or "valid" for unpadded convolutions and centre-cropped skips: features may then have any
                 offsets that meet on whole cells, and the logits must come to stride 1.
+            centre_convs: 3x3 convolutions of the deepest feature before it is upsampled
+                (segmentation_models_pytorch on VGG: 2).
+            head_conv: a 3x3 convolution, as wide as its input, before the classifier (mmsegmentation).
+            score_kernel_size: of the classifier, odd; 3 in segmentation_models_pytorch.
 
         Raises:
             ValueError: an argument outside what is said here; in forward, an image too small for valid convolutions.
@@ -151,6 +164,12 @@ class UNet(nn.Module):
                 f"not {up!r} and {list(extra_ups)}"
             )
         self.out_stride = shallowest // 2 ** len(extra_ups)
+        padded = centre_convs or head_conv or score_kernel_size > 1 or up == "bilinear_conv"
+        if centre_convs < 0 or score_kernel_size % 2 == 0 or (valid and padded):
+            raise ValueError(
+                "UNet takes centre_convs >= 0 and an odd score_kernel_size; centre_convs, head_conv, larger scores and "
+                f"up 'bilinear_conv' only with padding 'same', not {centre_convs}, {score_kernel_size}, {padding!r}"
+            )
         if padding not in PADDINGS or (valid and self.out_stride > 1):
             raise ValueError(
                 f"UNet takes padding of {list(PADDINGS)}, valid only for logits of stride 1, "
@@ -182,7 +201,10 @@ class UNet(nn.Module):
                 )
             )
             width = out_channels
-        self.score = score_layer(width, num_classes)
+        centre = [ConvNormAct(spec.channels, spec.channels, norm=norm) for _ in range(centre_convs)]
+        self.centre = nn.Sequential(*centre)
+        self.refine = ConvNormAct(width, width, norm=norm) if head_conv else nn.Identity()
+        self.score = score_layer(width, num_classes, kernel_size=score_kernel_size)
 
     @staticmethod
     def _place(specs: Sequence[FeatureSpec], extra: int, convs: int) -> tuple[list[int | None], int]:
@@ -208,7 +230,7 @@ class UNet(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: (N, C, H/s, W/s)} -> {"logits": (N, K, H/out_stride, W/out_stride)}."""
-        x = features[self.deepest]
+        x = self.centre(features[self.deepest])
         for block, name in zip_longest(self.blocks, self.skips):
             x = block(x, features[name] if name is not None else None)
-        return {"logits": self.score(x)}
+        return {"logits": self.score(self.refine(x))}

@@ -52,6 +52,7 @@ class UNetPP(nn.Module):
         extra_ups: Sequence[int] = (),
         dropout: float = 0.5,
         convs: int = 2,
+        score_kernel_size: int = 1,
     ) -> None:
         """Build the nodes of the triangle down to `depth` and their classifiers, nothing else.
 
@@ -71,6 +72,7 @@ class UNetPP(nn.Module):
                 without deep supervision.
             dropout: probability after each convolution.
             convs: 3x3 convolutions a node.
+            score_kernel_size: of the classifiers, odd; 3 in segmentation_models_pytorch.
 
         Raises:
             ValueError: an argument outside what is said here.
@@ -79,6 +81,8 @@ class UNetPP(nn.Module):
         check_features("UNetPP", in_features, num_classes, at_least=2)
         check_sizes("UNetPP", "channels, extra_ups and convs", (*(channels or ()), *extra_ups, convs))
         check_dropout("UNetPP", dropout)
+        if score_kernel_size % 2 == 0:
+            raise ValueError(f"UNetPP takes an odd score_kernel_size, not {score_kernel_size}")
         deepest = len(in_features) - 1
         self.depth = deepest if depth is None else depth
         if not isinstance(self.depth, int) or not 1 <= self.depth <= deepest:
@@ -121,7 +125,9 @@ class UNetPP(nn.Module):
             for a, b in pairwise([widths[-1], *extra_ups])
         )
         outs = {j: rows[0].channels for j in branches} | {self.depth: [widths[-1], *extra_ups][-1]}
-        self.heads = nn.ModuleDict({f"x0{j}": score_layer(outs[j], num_classes) for j in branches})
+        self.heads = nn.ModuleDict(
+            {f"x0{j}": score_layer(outs[j], num_classes, kernel_size=score_kernel_size) for j in branches}
+        )
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: (N, C, h, w)} -> "logits" (N, K, h, w) and, in training, "aux_x01", ..., at the shallowest's size."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import ConvNormAct
 from .norm import Norm
+from .shape import resize_to
 
 
 class ASPP(nn.Module):
@@ -23,6 +25,9 @@ class ASPP(nn.Module):
         norm: Norm | None,
         conv: Callable[..., nn.Module] = ConvNormAct,
         image_pooling: bool = True,
+        image_norm: bool = True,
+        pool: Sequence[int] | None = None,
+        project_kernel_size: int = 1,
         dropout: float = 0.0,
     ) -> None:
         """Build the branches and the projection.
@@ -34,24 +39,44 @@ class ASPP(nn.Module):
             norm: from channels to a layer, or None.
             conv: makes the 3x3 branches; SeparableConv in DeepLabv3+.
             image_pooling: add the branch that pools the whole map, so that every cell sees the image.
+            image_norm: normalise that branch; detectron2 does not, as BatchNorm cannot train on one value.
+            pool: (rows, columns), in cells, of a window that this branch averages in place of the whole map: the map of
+                a training crop, in detectron2; larger images then get the mean of their surroundings.
+            project_kernel_size: of the projection, odd; 3 in mmsegmentation.
             dropout: probability after the projection (0.1 in the released DeepLab code, 0.5 in torchvision's).
 
         Raises:
-            ValueError: no rate, or one below 1; in forward, image pooling under training BatchNorm at batch 1.
+            ValueError: no rate or one below 1, a window or kernel that is none; in forward, image pooling under
+                training BatchNorm at batch 1.
         """
         super().__init__()
         if not rates or any(rate < 1 for rate in rates):
             raise ValueError(f"ASPP takes one or more rates >= 1, not {list(rates)}")
+        if pool is not None and (len(pool) != 2 or min(pool) < 1):
+            raise ValueError(f"ASPP takes pool None or (rows, columns) >= 1, not {list(pool)}")
+        if project_kernel_size % 2 == 0:
+            raise ValueError(f"ASPP takes an odd project_kernel_size, not {project_kernel_size}")
+        self.pool = None if pool is None else tuple(pool)
         self.point = ConvNormAct(in_channels, channels, kernel_size=1, norm=norm)
         self.atrous = nn.ModuleList(conv(in_channels, channels, dilation=rate, norm=norm) for rate in rates)
-        self.image = ConvNormAct(in_channels, channels, kernel_size=1, norm=norm) if image_pooling else None
+        self.image = None
+        if image_pooling:
+            self.image = ConvNormAct(in_channels, channels, kernel_size=1, norm=norm if image_norm else None)
         width = channels * (1 + len(rates) + image_pooling)
-        self.project = ConvNormAct(width, channels, kernel_size=1, norm=norm)
+        self.project = ConvNormAct(width, channels, kernel_size=project_kernel_size, norm=norm)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C', h, w)."""
         branches = [self.point(x), *(conv(x) for conv in self.atrous)]  # each (N, C', h, w)
         if self.image is not None:
-            branches.append(self.image(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:]))
+            branches.append(self._of_image(self.image, x))
         return self.dropout(self.project(torch.cat(branches, dim=1)))
+
+    def _of_image(self, conv: nn.Module, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C', h, w): one value for the whole map, or one for each place of the window, resized."""
+        size = x.shape[-2:]
+        if self.pool is None:
+            return conv(x.mean((2, 3), keepdim=True)).expand(-1, -1, *size)
+        window = [min(cells, side) for cells, side in zip(self.pool, size, strict=True)]
+        return resize_to(conv(F.avg_pool2d(x, window, stride=1)), size)

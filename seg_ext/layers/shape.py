@@ -44,7 +44,8 @@ def resize_to(x: Tensor, size: Sequence[int], *, mode: str = "bilinear", align_c
     if len(size) != 2:
         raise ValueError(f"resize_to takes size (height, width), not {tuple(size)}")
     # An exported graph must hold at every size, so it keeps the (exact) resize to the same size.
-    if not torch.compiler.is_exporting() and tuple(x.shape[-2:]) == tuple(size):
+    exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    if not exporting and tuple(x.shape[-2:]) == tuple(size):
         return x
     corners = align_corners if mode in ("linear", "bilinear", "bicubic", "trilinear") else None
     return F.interpolate(x, size=tuple(size), mode=mode, align_corners=corners)

@@ -45,6 +45,7 @@ class SegHead(nn.Module):
         ignore_value: int = 255,
         aux_weight: float = 0.4,
         loss_weight: float = 1.0,
+        align_corners: bool = False,
     ) -> None:
         """Hold a decoder and what it is trained with.
 
@@ -55,6 +56,7 @@ class SegHead(nn.Module):
             ignore_value: target id that counts for nothing.
             aux_weight: factor on the losses of the auxiliary outputs.
             loss_weight: factor on all losses.
+            align_corners: of the resizing of scores to the image's size.
         """
         super().__init__()
         self.decoder = decoder
@@ -63,6 +65,7 @@ class SegHead(nn.Module):
         self._losses = tuple(losses)
         self._aux_weight = aux_weight
         self._loss_weight = loss_weight
+        self._align_corners = align_corners
 
     @classmethod
     def from_config(cls, cfg, input_shape: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +89,7 @@ class SegHead(nn.Module):
             "ignore_value": head.IGNORE_VALUE,
             "aux_weight": head.AUX_WEIGHT,
             "loss_weight": head.LOSS_WEIGHT,
+            "align_corners": head.ALIGN_CORNERS,
         }
 
     def forward(
@@ -101,21 +105,41 @@ class SegHead(nn.Module):
             ``(None, losses)`` in training, ``(scores (N, K, H, W), {})`` in inference; K >= 2, the softmax of the
             scores being the probability (a one-channel decoder's z leaves as [0, z]).
         """
-        try:
-            outputs = self.decoder({name: features[name] for name in self.in_features})
-        except ValueError as error:  # a decoder's own refusal, such as BatchNorm on a single value
-            raise UserError(f"{_HEAD}: {error}") from error
+        outputs = self._decode(features)
         if self.training:
             if targets is None:
                 raise UserError("semantic training needs 'sem_seg' in the inputs; does the data set have label maps?")
             return None, self.losses(outputs, targets)
-        scores = outputs["logits"]
+        scores = self._to_size(outputs["logits"], self._size(outputs["logits"], features))
+        return _two_channels(scores), {}
+
+    def unresized(self, features: Mapping[str, Tensor]) -> tuple[Tensor, tuple[int, int], bool]:
+        """The scores of inference, (N, K, h, w), before they are resized to what :meth:`forward` gives.
+
+        Returns:
+            These, the size (H, W) to resize them to, and the ``align_corners`` of it.
+        """
+        logits = self._decode(features)["logits"]
+        size = self._size(logits, features)
+        if self._shift is not None:
+            logits = self._to_size(logits, size)
+        return _two_channels(logits), size, self._align_corners
+
+    def _decode(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        try:
+            outputs: dict[str, Tensor] = self.decoder({name: features[name] for name in self.in_features})
+        except ValueError as error:  # a decoder's own refusal, such as BatchNorm on a single value
+            raise UserError(f"{_HEAD}: {error}") from error
+        return outputs
+
+    def _size(self, logits: Tensor, features: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Height and width of the padded images."""
+        decoder: Any = self.decoder
         if "image" in features:
             height, width = features["image"].shape[-2:]
         else:
-            height, width = (side * self.decoder.out_stride for side in scores.shape[-2:])
-        scores = self._to_size(scores, (height, width))
-        return (torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores), {}
+            height, width = (side * decoder.out_stride for side in logits.shape[-2:])
+        return height, width
 
     def losses(self, outputs: Mapping[str, Tensor], targets: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every configured loss of every output it is for, weighted.
@@ -167,12 +191,17 @@ class SegHead(nn.Module):
         Where a backbone that rounds sizes down leaves the logits short of the image, the last row or column goes on.
         """
         if self._shift is None:
-            return resize_to(logits, size)
+            return resize_to(logits, size, align_corners=self._align_corners)
         if self._shift < 0:
             raise UserError(f"{_HEAD}: the logits cover only the middle of the image; mirror its border (UNET.MIRROR)")
         logits = logits[..., self._shift : self._shift + size[0], self._shift : self._shift + size[1]]
         bottom, right = (side - have for side, have in zip(size, logits.shape[-2:], strict=True))
         return F.pad(logits, (0, right, 0, bottom), mode="replicate") if bottom or right else logits
+
+
+def _two_channels(scores: Tensor) -> Tensor:
+    """Scores whose softmax is the probability: z of one channel as [0, z]."""
+    return torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
 
 
 def select_features(

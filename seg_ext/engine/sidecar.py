@@ -1,0 +1,69 @@
+"""The sidecar of a config: what every checkpoint of its model says of itself."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from seg_ext.checkpoint.sidecar import FORMAT, METADATA, plain
+from seg_ext.config import embeds_instances, has_instances, has_semantics
+
+_PACKAGES = ("detectron2", "sal-detectron2", "torchvision", "timm")
+
+
+def sidecar_of(
+    cfg: CfgNode,
+    *,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    source: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What :mod:`seg_ext.checkpoint.sidecar` lists, but for the scores.
+
+    Args:
+        cfg: resolved; the classes and colours are those of its data sets, as far as these are registered.
+        classes: names by "semantic" and "instance", instead of the data sets'.
+        source: of imported weights: library, network, file.
+    """
+    metadata: dict[str, Any] = {}
+    if classes is None:
+        for name in dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]):
+            known = MetadataCatalog.get(name).as_dict()
+            metadata |= {key: plain(known[key]) for key in METADATA if key in known and key not in metadata}
+    else:
+        keys = {"semantic": "stuff_classes", "instance": "thing_classes"}
+        metadata = {keys[kind]: list(names) for kind, names in classes.items() if names}
+    semantic, instances = has_semantics(cfg), has_instances(cfg) or embeds_instances(cfg)
+    return {
+        "format": FORMAT,
+        "task": "panoptic" if semantic and instances else "semantic" if semantic else "instance",
+        "decoder": cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME if semantic else "",
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "config": cfg.dump(),
+        "metadata": metadata,
+        "thing_ids": list(cfg.MODEL.SEM_SEG_HEAD.THING_IDS),
+        "preprocessing": {
+            "channels": cfg.INPUT.FORMAT,
+            "mean": list(cfg.MODEL.PIXEL_MEAN),
+            "std": list(cfg.MODEL.PIXEL_STD),
+            "short side": cfg.INPUT.MIN_SIZE_TEST or "as it is",
+            "long side at most": cfg.INPUT.MAX_SIZE_TEST if cfg.INPUT.MIN_SIZE_TEST else "as it is",
+        },
+        "versions": _versions(),
+        **({"source": ", ".join(source.values())} if source else {}),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for package in ("seg-ext", *_PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
