@@ -5,12 +5,14 @@ from seg_ext.metrics.calibration import calibration_counts, expected_calibration
 from seg_ext.metrics.confusion import SemanticScores, class_counts, confusion_matrix, semantic_scores
 from seg_ext.metrics.labels import compact_labels
 from seg_ext.metrics.panoptic import PanopticScores, PanopticStat, Quality, panoptic_quality, pq_scores
+from seg_ext.metrics.risk_coverage import area_under_risk, kept_accuracy, risk_coverage_counts
 
 __all__ = [
     "PanopticScores",
     "PanopticStat",
     "Quality",
     "SemanticScores",
+    "area_under_risk",
     "boundary_counts",
     "calibration_counts",
     "class_counts",
@@ -18,9 +20,11 @@ __all__ = [
     "confusion_matrix",
     "contour_f1",
     "expected_calibration_error",
+    "kept_accuracy",
     "overlap",
     "panoptic_quality",
     "pq_scores",
+    "risk_coverage_counts",
     "semantic_scores",
     "trimap_counts",
 ]

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_AT_ONCE = 1 << 16  # pixels
+
 
 @dataclass(frozen=True, eq=False)
 class PanopticStat:
@@ -128,10 +130,7 @@ def _overlaps(target: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndar
     if pred.shape != target.shape:
         raise ValueError(f"prediction of shape {pred.shape} for ground truth of shape {target.shape}: takes equal ones")
     t, p = target.ravel(), pred.ravel()
-    first = np.ones(len(t), bool)
-    np.not_equal(t[1:], t[:-1], out=first[1:])
-    first[1:] |= p[1:] != p[:-1]
-    starts = np.flatnonzero(first)
+    starts, size = _runs(t, p), len(t)
     t, p = t[starts].astype(np.int64), p[starts].astype(np.int64)
     if min(t.min(initial=0), p.min(initial=0)) < 0 or max(t.max(initial=0), p.max(initial=0)) >= 2**31:
         raise ValueError("segment ids: takes 0..2147483647")
@@ -139,8 +138,19 @@ def _overlaps(target: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndar
     order = np.argsort(key)
     key = key[order]
     groups = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
-    area = np.add.reduceat(np.diff(starts, append=len(first))[order], groups) if len(key) else key
+    area = np.add.reduceat(np.diff(starts, append=size)[order], groups) if len(key) else key
     return key[groups] >> 32, key[groups] & 0xFFFFFFFF, area
+
+
+def _runs(t: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """First pixels of the runs in which both maps (n,) stay the same; looks at as many at once as a cache holds."""
+    found = [np.zeros(min(len(t), 1), np.intp)]
+    for start in range(1, len(t), _AT_ONCE):
+        here, before = slice(start, start + _AT_ONCE), slice(start - 1, min(start + _AT_ONCE, len(t)) - 1)
+        changes = t[here] != t[before]
+        changes |= p[here] != p[before]
+        found.append(np.flatnonzero(changes) + start)
+    return np.concatenate(found)
 
 
 def _classes_of(ids: np.ndarray, classes: Mapping[int, int], num_classes: int, name: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from seg_ext.postprocess.centres import centre_targets, find_centres, group_pixels
 from seg_ext.postprocess.dense_crf import DenseCRF, Kernel, probabilities_to_scores
+from seg_ext.postprocess.label_strips import resized_labels
 from seg_ext.postprocess.morphology import OPERATIONS, MorphologyChain
 from seg_ext.postprocess.panoptic_fusion import fuse_panoptic
 
@@ -15,4 +16,5 @@ __all__ = [
     "fuse_panoptic",
     "group_pixels",
     "probabilities_to_scores",
+    "resized_labels",
 ]

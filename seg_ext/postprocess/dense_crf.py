@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seg_ext.postprocess.permutohedral import NORMALISATIONS, Lattice, LinearMap, apply_linear, normalisers
 
-_TILE = 32  # rows of a banded matrix that are one product
+_TILES = (16, 32)  # rows of a banded matrix that are one product, where it is narrower than that and otherwise
 _REACH = 4  # standard deviations after which a spatial kernel ends
 
 
@@ -34,6 +35,10 @@ class Kernel:
     def __post_init__(self) -> None:
         if self.position is None and self.values is None:
             raise ValueError("a kernel needs a bandwidth: position, values or both")
+        for name in ("weight", "position", "values"):
+            found = getattr(self, name)
+            if found is not None and not all(isinstance(x, int | float) for x in _tuple(found)):
+                raise ValueError(f"a kernel's {name} must be a number or a list of numbers, got {found!r}")
         for name, most in (("position", sys.float_info.max), ("values", math.inf)):
             found = getattr(self, name)
             if found is not None and any(not 0 < sd <= most for sd in _tuple(found)):
@@ -75,8 +80,8 @@ class DenseCRF(nn.Module):
         compatibility: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if iterations < 0:
-            raise ValueError(f"iterations must be at least 0, got {iterations}")
+        if not isinstance(iterations, int) or iterations < 0:
+            raise ValueError(f"iterations must be a whole number from 0, got {iterations!r}")
         if normalisation not in NORMALISATIONS:
             raise ValueError(f"normalisation must be one of {', '.join(NORMALISATIONS)}, got {normalisation!r}")
         if compatibility is not None and compatibility.shape != (num_classes, num_classes):
@@ -98,29 +103,64 @@ class DenseCRF(nn.Module):
         Raises:
             ValueError: sizes do not match, or the image has values that are not finite.
         """
-        _check(scores, image, classes=self.weights.shape[1])
+        self.check(scores, image)
+        unary = scores if scores.dtype == torch.float64 else scores.float()
+        return self.infer(scores, self.filters(image.to(unary.dtype)))
+
+    def check(self, scores: Tensor, image: Tensor) -> None:
+        """Refuse what :meth:`forward` refuses."""
+        if scores.dim() != 4 or image.dim() != 4:
+            shapes = f"{tuple(scores.shape)} and {tuple(image.shape)}"
+            raise ValueError(f"scores and image must be (N, _, H, W), got {shapes}")
+        if scores.shape[1] != self.weights.shape[1]:
+            raise ValueError(f"scores have {scores.shape[1]} classes, the CRF {self.weights.shape[1]}")
+        if scores.shape[2:] != image.shape[2:] or len(scores) != len(image):
+            raise ValueError(
+                f"scores {tuple(scores.shape)} and image {tuple(image.shape)} must agree in number, height and width"
+            )
+        if image.is_floating_point() and not bool(image.isfinite().all()):
+            raise ValueError("the image has values that are not finite")
+
+    def filters(self, image: Tensor) -> list[LinearMap]:
+        """Those of the kernels for images (N, B, H, W) of floats; their weights have no part in them."""
+        with torch.autocast(image.device.type, enabled=False):
+            return [self._filter(kernel, image) for kernel in self.kernels]
+
+    def infer(self, scores: Tensor, filters: Sequence[LinearMap]) -> Tensor:
+        """Mean field: scores (N, K, H, W) as :meth:`forward` has them, with the filters of their images."""
         with torch.autocast(scores.device.type, enabled=False):
             unary = scores if scores.dtype == torch.float64 else scores.float()
-            filters = [self._filter(kernel, image.to(unary.dtype)) for kernel in self.kernels]
             batch, classes, height, width = scores.shape
             unary = unary.permute(0, 2, 3, 1).reshape(-1, classes).contiguous()
             refined = self._mean_field(unary, filters)
             return refined.view(batch, height, width, classes).permute(0, 3, 1, 2).to(scores.dtype)
 
     def _mean_field(self, unary: Tensor, filters: Sequence[LinearMap]) -> Tensor:  # (P, K) both ways
-        learning = torch.is_grad_enabled()
-        kept = None if learning else torch.empty_like(unary)
-        scores, filtered = unary, None if learning else torch.empty_like(unary)
-        weights = self.weights.to(unary.dtype)
+        if torch.is_grad_enabled():
+            return self._mean_field_recorded(unary, filters)
+        if not filters:
+            return unary
+        scores, weights = unary, self.weights.to(unary.dtype)
+        beliefs, sums = torch.empty_like(unary), torch.empty_like(unary)
         for _ in range(self.iterations):
-            beliefs = torch.softmax(scores, 1, out=kept)
-            if learning or scores is unary:
-                scores = torch.empty_like(unary)
-            scores = scores.zero_() if self.compatibility is not None else scores.copy_(unary)
+            torch.softmax(scores, 1, out=beliefs)
+            base, scores = (unary, sums) if self.compatibility is None else (sums.zero_(), sums)
             for weight, linear in zip(weights, filters, strict=True):
-                scores.addcmul_(weight, apply_linear(linear, beliefs) if learning else linear(beliefs, filtered))
+                linear.add(beliefs, weight=weight, to=base, out=sums)
+                base = sums
             if self.compatibility is not None:
-                scores = unary - scores @ self.compatibility.T.to(unary.dtype)
+                scores = unary - sums @ self.compatibility.T.to(unary.dtype)
+        return scores
+
+    def _mean_field_recorded(self, unary: Tensor, filters: Sequence[LinearMap]) -> Tensor:
+        scores, weights = unary, self.weights.to(unary.dtype)
+        for _ in range(self.iterations):
+            beliefs = torch.softmax(scores, 1)
+            messages = torch.zeros_like(unary)
+            for weight, linear in zip(weights, filters, strict=True):
+                messages = messages + weight * apply_linear(linear, beliefs)
+            agreed = messages if self.compatibility is None else -(messages @ self.compatibility.T.to(unary.dtype))
+            scores = unary + agreed
         return scores
 
     def _filter(self, kernel: Kernel, image: Tensor) -> LinearMap:
@@ -142,7 +182,7 @@ class DenseCRF(nn.Module):
         return Lattice(torch.stack(features).flatten(1), groups=groups, normalisation=self.normalisation)
 
 
-class SpatialFilter:
+class SpatialFilter(LinearMap):
     """Filter with a Gaussian of positions: a banded matrix along the rows, one along the columns.
 
     Args:
@@ -170,20 +210,26 @@ class SpatialFilter:
         other.__dict__.update(self.__dict__, _axes=self._turned, _turned=self._axes, _between=None)
         return other
 
-    def __call__(self, x: Tensor, /, out: Tensor | None = None) -> Tensor:
-        """(P, K) filtered."""
+    def shaped(self, x: Tensor) -> Tensor:
+        """(P, K) as lines along the columns."""
         batch, height, width = self._size
+        return x.view(batch * height, width, -1)
+
+    def parts(self, x: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+        """Bands of columns."""
+        batch, height, _ = self._size
         if self._between is None or self._between.shape != x.shape:
             self._between = torch.empty_like(x)
-        buffers = self._between, torch.empty_like(x) if out is None else out
-        shapes = (batch, height, -1), (batch * height, width, -1)
-        for tiles, shape, buffer in zip(self._axes, shapes, buffers, strict=True):
-            lines, filtered = x.view(shape), buffer.view(shape)
-            for start, first, matrix in tiles:
-                rows, columns = matrix.shape
-                filtered[:, start : start + rows] = matrix @ lines[:, first : first + columns]
-            x = buffer
-        return x
+        rows, columns = self._axes
+        lines, filtered = x.view(batch, height, -1), self._between.view(batch, height, -1)
+        for i in range(batch):
+            for start, first, matrix in rows:
+                count, reached = matrix.shape
+                torch.mm(matrix, lines[i, first : first + reached], out=filtered[i, start : start + count])
+        lines = self.shaped(self._between)
+        for start, first, matrix in columns:
+            count, reached = matrix.shape
+            yield np.s_[:, start : start + count], matrix @ lines[:, first : first + reached]
 
 
 _Tiles = list[tuple[int, int, Tensor]]  # first row, first column, and what stands there of the band
@@ -192,17 +238,18 @@ _Tiles = list[tuple[int, int, Tensor]]  # first row, first column, and what stan
 def _banded(length: int, sd: float, *, normalisation: str, like: Tensor) -> tuple[_Tiles, _Tiles]:
     """A normalised Gaussian along one axis as a banded matrix (length, length), and its transpose."""
     reach = min(math.ceil(_REACH * sd), length)
+    size = _TILES[reach > _TILES[0]]
     place = torch.arange(length, dtype=like.dtype, device=like.device)
-    spans = [(start, max(start - reach, 0)) for start in range(0, length, _TILE)]
+    spans = [(start, max(start - reach, 0)) for start in range(0, length, size)]
     tiles = []
     for start, first in spans:
-        away = place[start : start + _TILE, None] - place[None, first : start + _TILE + reach]
+        away = place[start : start + size, None] - place[None, first : start + size + reach]
         tiles.append(torch.exp(-(away**2) / (2 * sd**2)) * (away.abs() <= reach))
     before, after = normalisers(torch.cat([tile.sum(1) for tile in tiles]), normalisation)
 
     def scaled(rows: Tensor, columns: Tensor) -> _Tiles:
         return [
-            (start, first, tile * rows[start : start + _TILE, None] * columns[None, first : start + _TILE + reach])
+            (start, first, tile * rows[start : start + size, None] * columns[None, first : start + size + reach])
             for (start, first), tile in zip(spans, tiles, strict=True)
         ]
 
@@ -224,19 +271,6 @@ def probabilities_to_scores(probabilities: Tensor) -> Tensor:
     return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
-def _check(scores: Tensor, image: Tensor, *, classes: int) -> None:
-    if scores.dim() != 4 or image.dim() != 4:
-        raise ValueError(f"scores and image must be (N, _, H, W), got {tuple(scores.shape)} and {tuple(image.shape)}")
-    if scores.shape[1] != classes:
-        raise ValueError(f"scores have {scores.shape[1]} classes, the CRF {classes}")
-    if scores.shape[2:] != image.shape[2:] or len(scores) != len(image):
-        raise ValueError(
-            f"scores {tuple(scores.shape)} and image {tuple(image.shape)} must agree in number, height and width"
-        )
-    if image.is_floating_point() and not bool(image.isfinite().all()):
-        raise ValueError("the image has values that are not finite")
-
-
 def _tuple(x: float | Sequence[float], count: int = 1) -> tuple[float, ...]:
     return tuple(x) if isinstance(x, Sequence) else (x,) * count
 
@@ -245,4 +279,6 @@ def _per_class(weight: float | Sequence[float], classes: int) -> tuple[float, ..
     found = _tuple(weight, classes)
     if len(found) != classes:
         raise ValueError(f"a kernel's weight must be one number or {classes}, one a class, got {len(found)}")
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"a kernel's weight must be finite, got {weight}")
     return tuple(map(float, found))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +19,35 @@ _WIDEST = 1 << 62  # of codes that number every cell of the lattice's box
 _HASH = 0x9E3779B97F4A7C15  # its powers are the digits' worths where the box is wider
 
 
-class LinearMap(Protocol):
+class LinearMap(ABC):
     """A matrix (P, P) that is applied, never written out."""
 
-    def __call__(self, x: Tensor, /, out: Tensor | None = None) -> Tensor:
-        """The product with x (P, K), written to out where given: fresh memory costs more than the sums."""
-        ...
-
     @property
+    @abstractmethod
     def transposed(self) -> LinearMap:
         """The transposed matrix."""
-        ...
+
+    @abstractmethod
+    def parts(self, x: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        """The product with x (P, K) in parts that fit into a cache, each with its place in :meth:`shaped` results."""
+
+    def shaped(self, x: Tensor) -> Tensor:
+        """x (P, K) as the places of :meth:`parts` index it."""
+        return x
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product with x (P, K)."""
+        product = torch.empty_like(x)
+        view = self.shaped(product)
+        for place, part in self.parts(x):
+            view[place] = part
+        return product
+
+    def add(self, x: Tensor, *, weight: Tensor, to: Tensor, out: Tensor) -> None:
+        """Write to + weight * product with x into out, all (P, K) but the weight, (K,); out may be ``to`` itself."""
+        base, sums = self.shaped(to), self.shaped(out)
+        for place, part in self.parts(x):
+            torch.addcmul(base[place], weight, part, out=sums[place])
 
 
 class _Product(torch.autograd.Function):
@@ -58,7 +78,7 @@ def normalisers(total: Tensor, normalisation: str) -> tuple[Tensor, Tensor]:
     return table[normalisation]
 
 
-class Lattice:
+class Lattice(LinearMap):
     """Filter with exp(-|f_i - f_j|^2 / 2): splat to the vertices around each point, blur along d + 1 axes, slice.
 
     Each of the three is a sum of weighted rows. A point's own value takes part. Normalised, it is the Gaussian within
@@ -83,11 +103,11 @@ class Lattice:
         self._ids = ids
         self._starts, order = _by_vertex(ids, vertices)
         self._points = torch.div(order, dims + 1, rounding_mode="floor").to(torch.int32)
-        self._splat, self._slice = weights.flatten()[order], weights
+        self._splat, self._slice = weights.flatten().index_select(0, order), weights
         before, after = normalisers(self(weights.new_ones(count, 1)), normalisation)
         inner = weights * before
         outer = inner if after is before else weights * after
-        self._splat, self._slice = inner.flatten()[order], outer
+        self._splat, self._slice = inner.flatten().index_select(0, order), outer
         self._turned = self._splat if outer is inner else outer.flatten()[order], inner
 
     @property
@@ -103,18 +123,16 @@ class Lattice:
         (other._splat, other._slice), other._turned = self._turned, (self._splat, self._slice)
         return other
 
-    def __call__(self, x: Tensor, /, out: Tensor | None = None) -> Tensor:
-        """(P, K) filtered."""
+    def parts(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of points."""
         grid = F.embedding_bag(
             self._points, x, self._starts, mode="sum", per_sample_weights=self._splat, include_last_offset=True
         )
         for neighbours in self._axes:
             grid = F.embedding_bag(neighbours, grid, mode="sum", per_sample_weights=self._taps)
-        out = torch.empty_like(x) if out is None else out
         for start in range(0, len(x), _BLOCK):
             span = slice(start, start + _BLOCK)
-            out[span] = F.embedding_bag(self._ids[span], grid, mode="sum", per_sample_weights=self._slice[span])
-        return out
+            yield span, F.embedding_bag(self._ids[span], grid, mode="sum", per_sample_weights=self._slice[span])
 
 
 def _build(features: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,9 +152,11 @@ def _build(features: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor, Ten
     one = simplex.new_empty(count).scatter_(0, simplex, torch.arange(len(simplex), device=simplex.device))
     k = torch.arange(side, device=features.device)
     step = torch.where(k[:, None] + k[None] > dims, k[None] - side, k[None])  # [rank, vertex]
-    codes = (corner[dims:, one].long() * worth[dims:, None]).sum(0)[:, None].repeat(1, side)  # (S, d + 1)
+    parts = [x.index_select(0, one).long() * w for x, w in zip(base[:dims], side * worth, strict=False)]
+    parts += [x.index_select(0, one).long() * w for x, w in zip(corner[dims:], worth[dims:], strict=True)]
+    codes = torch.stack(parts).sum(0)[:, None].repeat(1, side)  # (S, d + 1)
     for i in range(dims):
-        codes += (base[i, one].long()[:, None] * side + step[rank[i, one].long()]) * worth[i]
+        codes += (step * worth[i]).index_select(0, rank[i].index_select(0, one).int())
     known, vertex = torch.unique(codes, return_inverse=True)
     ids = vertex.to(torch.int32).index_select(0, simplex)
     return ids, weights.T.contiguous(), _neighbours(known, worth[:dims], side)

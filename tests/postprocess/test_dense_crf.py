@@ -266,7 +266,7 @@ def test_a_bad_kernel_is_refused_in_one_line(arguments: tuple, message: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"iterations": -1}, "iterations must be at least 0, got -1"),
+        ({"iterations": -1}, "iterations must be a whole number from 0, got -1"),
         ({"normalisation": "both"}, "normalisation must be one of none, before, after, symmetric, got 'both'"),
         ({"compatibility": torch.zeros(2, 3)}, "compatibility must be 3 x 3, got (2, 3)"),
         ({"kernels": [Kernel([1.0, 2.0], 3.0)]}, "weight must be one number or 3, one a class, got 2"),

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.structures import Instances
 
+import seg_ext.modeling  # noqa: F401  registers models
+from seg_ext.config import load_config
 from seg_ext.metrics import panoptic_quality, pq_scores
 from seg_ext.postprocess import fuse_panoptic
 
@@ -40,6 +43,29 @@ def test_equals_detectron2_when_class_0_is_things(seeds: range) -> None:
         )  # fmt: skip
         assert torch.equal(got_map, want_map) and got_map.dtype == torch.int32, seed
         assert got_info == want_info, seed
+
+
+@torch.no_grad()
+def test_equals_detectron2_on_a_models_outputs() -> None:
+    torch.manual_seed(0)
+    combine = "MODEL.PANOPTIC_FPN.COMBINE"
+    cfg = load_config("coco/panoptic_fpn_R_50_1x.yaml", [
+        *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "GN"),
+        *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.ROI_MASK_HEAD.CONV_DIM", 32),
+        *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.NUM_CLASSES", 8, "MODEL.DEVICE", "cpu"),
+        *("MODEL.SEM_SEG_HEAD.THING_IDS", [0], "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 6, f"{combine}.STUFF_AREA_LIMIT", 64),
+        *(f"{combine}.INSTANCES_CONFIDENCE_THRESH", 0.0),
+    ])  # fmt: skip
+    model = build_model(cfg).eval()
+    for layer in (model.roi_heads.box_predictor.cls_score, model.sem_seg_head.decoder.score):
+        layer.weight.normal_(std=0.1)
+    (output,) = model([{"image": torch.rand(3, 70, 100) * 255, "height": 90, "width": 130}])
+    instances, labels = output["instances"], output["sem_seg"].argmax(0)
+    want_map, want_info = combine_semantic_and_instance_outputs(instances, labels, 0.5, 64, 0.0)
+    got_map, got_info = output["panoptic_seg"]
+    assert torch.equal(got_map, want_map) and got_info == want_info
+    things = [segment["isthing"] for segment in got_info]
+    assert len(instances.scores.unique()) == len(instances) > things.count(True) > 3 and things.count(False)
 
 
 @pytest.mark.parametrize(("covered", "kept"), [(3, True), (4, False)])
