@@ -1,23 +1,71 @@
-"""``seg-ext predict``: label maps, overlays and COCO-style JSON for images and folders."""
+"""``seg-ext predict``: label maps, overlays, JSON, GeoJSON and probabilities for images, folders and videos."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seg_ext.cli.arguments import add_config_arguments, add_data_argument
 from seg_ext.errors import UserError
 
-HELP = "predict images: palette PNG labels, overlays, COCO-style JSON"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".npy"}
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+HELP = "predict images, folders and videos: label maps, overlays, COCO JSON, GeoJSON, probabilities"
+KINDS = ("labels", "ids", "overlay", "json", "geojson", "probabilities", "uncertainty")
+BACKENDS = ("auto", "eager", "compile", "onnxruntime")
+_ON_GPU = 8  # images a batch
+_OF_A_VIDEO = 500  # images, about
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Inputs, weights, output folder."""
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="image files and folders")
-    parser.add_argument("--weights", metavar="FILE", help="instead of MODEL.WEIGHTS")
+    """Inputs, weights, output folder, and how to get from one to the other."""
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="images, TIFF stacks, videos; folders of them; patterns such as 'a/**/*.png'; URLs; a camera's number",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint, instead of MODEL.WEIGHTS")
     parser.add_argument("--output", default="predictions", metavar="DIR", help="made if it is not there")
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=KINDS,
+        default=["labels", "overlay", "json"],
+        help="labels: PNG in the classes' colours; ids: grey PNG; json: COCO, panoptic with its PNG; geojson: polygons;"
+        " probabilities: .npy; uncertainty: float TIFF and picture (default: labels overlay json). Sizes are those of"
+        " the upright image, by its EXIF orientation",
+    )
+    parser.add_argument(
+        "--uncertainty",
+        type=_positive,
+        metavar="N",
+        help="mean of N passes with dropout on (TEST.MC_DROPOUT), and maps of how they differ (--save uncertainty)",
+    )
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="images of one size (default: 1, GPU 8)")
+    parser.add_argument("--threads", type=_positive, default=2, metavar="N", help="that read, and that write")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="auto: BatchNorm folded, on the CPU then the fastest of what is there, measured on the first image",
+    )
+    parser.add_argument(
+        "--large",
+        type=float,
+        default=64,
+        metavar="MILLIONS",
+        help="of pixels above which a TIFF or .npy is predicted in windows (TEST.SLIDING_WINDOW) from file to file, in"
+        " its place on the map: labels, ids (.tif) and probabilities (default: 64)",
+    )
+    parser.add_argument("--frames", type=_positive, metavar="N", help="of a video or camera, at most")
+    parser.add_argument("--resume", action="store_true", help="leave alone what an earlier run into --output has done")
+    parser.add_argument("--allow-urls", action="store_true", help="fetch inputs that begin with http:// or https://")
     parser.add_argument(
         "--trust-code", action="store_true", help="let the config beside the weights name a decoder outside seg_ext"
     )
@@ -26,58 +74,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict every image; one that cannot be read is reported, and the rest are done (exit status 1 at the end)."""
+    """Predict every input; one that fails is reported, and the rest are done (exit status 1 at the end)."""
     import seg_ext
 
     seg_ext.register()
     from tqdm import tqdm
 
-    from seg_ext.data.image_io import as_picture, read_image
-    from seg_ext.engine.class_weights import resolve_class_weights
-    from seg_ext.engine.setup import interactive, read_config, start_logging
-    from seg_ext.evaluation.prediction_writer import PredictionWriter
-    from seg_ext.inference.predictor import Predictor
+    from seg_ext.engine.predict import FAILED, Shard, predict_sources
+    from seg_ext.engine.predictor import Predictor
+    from seg_ext.engine.setup import start_logging
+    from seg_ext.inference.sources import find_sources
 
     start_logging()
-    files = find_images(args.input)
-    beside = not args.config_file and args.weights
-    if beside:
-        args.config_file = str(Path(args.weights).parent / "config.yaml")
-    cfg = read_config(args)
-    resolve_class_weights(cfg, training=False)
-    decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME
-    if beside and ":" in decoder and not args.trust_code:
-        raise UserError(f"{args.config_file}: DECODER.NAME {decoder} is foreign code; allow it with --trust-code")
-    predictor = Predictor(cfg)
-    writer = PredictionWriter(args.output, predictor.metadata)
-    failed = 0
-    for file in tqdm(files, desc="predict", unit="img", disable=not interactive()):
-        try:
-            image = read_image(file, cfg.INPUT.FORMAT, bands=len(cfg.MODEL.PIXEL_MEAN))
-        except UserError as error:
-            print(f"seg-ext: error: {error.line}", file=sys.stderr)
-            failed += 1
-            continue
-        writer.write(file, as_picture(image, cfg.INPUT.FORMAT), predictor(image))
-    print(f"{len(files) - failed} of {len(files)} images: {writer.finish()}")
-    return 1 if failed else 0
+    sources = find_sources(args.input, allow_urls=args.allow_urls)
+    cfg, shard = _config(args), Shard.from_environment()
+    if args.uncertainty:
+        cfg.TEST.MC_DROPOUT.SAMPLES, args.save = args.uncertainty, [*args.save, "uncertainty"]
+    elif "uncertainty" in args.save and not cfg.TEST.MC_DROPOUT.SAMPLES:
+        raise UserError("--save uncertainty needs samples: give --uncertainty N, or TEST.MC_DROPOUT.SAMPLES N")
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    if on_gpu and "LOCAL_RANK" in os.environ:
+        cfg.MODEL.DEVICE = f"cuda:{os.environ['LOCAL_RANK']}"
+    images = sum(_OF_A_VIDEO if source.kind in ("video", "camera") else 1 for source in sources)
+    outcome = predict_sources(
+        Predictor(cfg, backend=args.backend, expected=images // shard.processes),
+        sources,
+        args.output,
+        save=args.save,
+        batch_size=args.batch_size or (_ON_GPU if on_gpu else 1),
+        threads=args.threads,
+        frames=args.frames,
+        large=args.large,
+        resume=args.resume,
+        shard=shard,
+        report=lambda line: tqdm.write(f"seg-ext: error: {line}", file=sys.stderr),
+    )
+    parts = [f"{outcome.images} images"]
+    parts += [f"{outcome.skipped} inputs done before"] if outcome.skipped else []
+    parts += [f"{len(outcome.failures)} failed, see {FAILED}"] if outcome.failures else []
+    print(f"{', '.join(parts)}: {args.output}")
+    return 1 if outcome.failures else 0
 
 
-def find_images(paths: list[str]) -> list[Path]:
-    """The files themselves, and the images directly in the folders, sorted.
+def _config(args: argparse.Namespace) -> CfgNode:
+    """The config of the command line, or that of the weights."""
+    from seg_ext.engine.predictor import find_config
+    from seg_ext.engine.setup import read_config
 
-    Raises:
-        UserError: a path that does not exist, a folder without images.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise UserError(f"{path}: no image in this folder; takes {', '.join(sorted(IMAGE_SUFFIXES))}")
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise UserError(f"{path}: no such file or folder")
-    return files
+    if not args.config_file and not args.weights:
+        raise UserError("--weights FILE is missing: prediction needs a checkpoint, or --config-file with MODEL.WEIGHTS")
+    if args.config_file:
+        return read_config(args)
+    beside = Path(args.weights).parent / "config.yaml"
+    cfg = find_config(args.weights, opts=args.opts, trust_code=args.trust_code)
+    if args.data:
+        if not beside.is_file():
+            raise UserError(f"--data goes with --config-file, or with weights that have a {beside.name} beside them")
+        args.config_file = str(beside)
+        cfg = read_config(args)
+    return cfg
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: takes a whole number from 1")
+    return number

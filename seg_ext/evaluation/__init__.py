@@ -50,6 +50,7 @@ HEADLINES = (  # task, key, column
     ("sem_seg", "BF", "BF"),
     ("sem_seg", "TrimapIoU@5", "trimap@5"),
     ("sem_seg", "ECE", "ECE"),
+    ("sem_seg", "AURC", "AURC"),
 )
 _MOST_COLUMNS = 9  # in 80 characters
 _MOST_CLASSES = 20

@@ -17,12 +17,19 @@ from seg_ext.evaluation.per_image import FILE, PerImageFile
 from seg_ext.evaluation.prediction_writer import write_picture
 from seg_ext.evaluation.report import write_confusion
 from seg_ext.evaluation.semantic import SemanticEvaluator
+from seg_ext.evaluation.uncertainty_figures import reliability_picture, risk_coverage_picture
 
+_FIGURES = {  # by metric: title, file, and what draws its counts
+    "calibration": ("Reliability", "reliability.png", reliability_picture),
+    "uncertainty": ("Risk and coverage", "risk_coverage.png", risk_coverage_picture),
+}
 _log = logging.getLogger(__name__)
 
 
 class Artifacts:
     """Writes ``confusion.csv`` and ``.png``, ``per_image_<task>.jsonl`` and ``gallery/index.html`` beside the scores.
+
+    With the metrics "calibration" and "uncertainty" also ``reliability.png`` and ``risk_coverage.png``.
 
     Attributes:
         chain: the evaluators, and those that only write.
@@ -77,6 +84,10 @@ class Artifacts:
             write_confusion(self._folder / "confusion.csv", evaluator.confusion, evaluator.class_names)
             write_picture(self._folder / "confusion.png", picture)
             pictures["Confusion matrix"] = picture
+            for metric, (title, name, draw) in _FIGURES.items():
+                if metric in evaluator.totals:
+                    pictures[title] = draw(evaluator.totals[metric])
+                    write_picture(self._folder / name, pictures[title])
         if self._gallery:
             precision = {k: v for e in self._evaluators for k, v in getattr(e, "precision", {}).items()}
             figures = {**bars_html(results), **curves_html(precision)}

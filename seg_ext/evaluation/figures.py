@@ -46,7 +46,7 @@ def confusion_picture(confusion: Array, names: Sequence[str]) -> Array:
             if share >= 0.5:
                 color = "white" if share > 55 else _HEX
                 axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def differences_picture(rows: Sequence[tuple[str, float, float, float]], title: str) -> Array:
@@ -72,7 +72,7 @@ def differences_picture(rows: Sequence[tuple[str, float, float, float]], title: 
     axes.set(title=title, xlabel="B - A, percentage points", ylim=(-0.8, len(chosen) - 0.2))
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def bars_html(results: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
@@ -137,7 +137,8 @@ def _short(name: str) -> str:
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 
-def _rendered(figure: Figure) -> Array:
+def rendered(figure: Figure) -> Array:
+    """A figure as (H, W, 3) RGB."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

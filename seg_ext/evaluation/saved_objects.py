@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from seg_ext.metrics.rle import rle_totals
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # a record of the data set, the model's output
 _PARTS = ("bbox", "segmentation", "keypoints")
+_T = TypeVar("_T")
 
 
 def read_coco_results(path: str | Path, name: str) -> Iterator[Pair]:
@@ -99,10 +102,8 @@ def read_panoptic_results(path: str | Path, name: str) -> Iterator[Pair]:
         if theirs != ours:
             raise UserError(f"{file}: {_size(theirs)}; takes the image's {_size(ours)} (height x width)")
     records = {str(record["image_id"]): record for record in DatasetCatalog.get(name)}
-    return (
-        (dict(records.get(i) or {"image_id": i}), _panoptic_output(annotation, folder, things, stuff))
-        for i, annotation in found.items()
-    )
+    outputs = _ahead(partial(_panoptic_output, annotation, folder, things, stuff) for annotation in found.values())
+    return ((dict(records.get(i) or {"image_id": i}), output) for i, output in zip(found, outputs, strict=True))
 
 
 def _results(path: str | Path) -> list[Any]:
@@ -275,7 +276,8 @@ def _panoptic_output(
     ids = read_panoptic_ids(file)
     listed = {segment["id"] for segment in annotation["segments_info"]}
     flat = ids.ravel()
-    extra = sorted(set(flat[np.flatnonzero(np.diff(flat, prepend=-1))].tolist()) - listed - {0})
+    ends = np.flatnonzero(flat[1:] != flat[:-1])  # of runs of one id, but the last one
+    extra = sorted(set(np.unique(flat[np.append(ends, flat.size - 1)]).tolist()) - listed - {0})
     if extra:
         raise UserError(
             f"{file}: segment id {extra[0]} is not in segments_info; takes those of the JSON, and 0 for void"
@@ -286,6 +288,18 @@ def _panoptic_output(
         contiguous = (things if isthing else stuff)[segment["category_id"]]
         segments.append({**segment, "category_id": contiguous, "isthing": isthing})
     return {"panoptic_seg": (torch.from_numpy(ids), segments)}
+
+
+def _ahead(calls: Iterable[Callable[[], _T]]) -> Iterator[_T]:
+    """Results in order, the next two of which another thread works on meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[_T]] = deque()
+        for call in calls:
+            waiting.append(pool.submit(call))
+            if len(waiting) > 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _finite(values: Any, count: int | None = None) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from seg_ext.data.label_io import read_record_label
 from seg_ext.errors import UserError
 from seg_ext.evaluation.ground_truth import RecordLookup
+from seg_ext.evaluation.uncertainty import SHAPE, uncertainty_counts, uncertainty_scores
 from seg_ext.metrics import (
     boundary_counts,
     calibration_counts,
@@ -29,7 +30,7 @@ from seg_ext.metrics import (
 from seg_ext.metrics.boundary import WIDTHS
 from seg_ext.metrics.calibration import BINS
 
-METRICS = ("boundary", "bf", "trimap", "calibration")  # beside what the confusion matrix gives
+METRICS = ("boundary", "bf", "trimap", "calibration", "uncertainty")  # beside what the confusion matrix gives
 OnImage = Callable[[Mapping[str, Any], np.ndarray], None]
 
 
@@ -47,6 +48,7 @@ class SemanticEvaluator(DatasetEvaluator):
 
     Attributes:
         confusion: (K, K+1) pixel counts, rows ground truth, of all processes; set by :meth:`evaluate` on the main one.
+        totals: likewise the counts of "calibration", "uncertainty" and the other metrics.
         class_names: of the K classes.
 
     Args:
@@ -56,7 +58,8 @@ class SemanticEvaluator(DatasetEvaluator):
         distributed: sum over all processes; otherwise each scores what it has seen.
         metrics: of :data:`METRICS`, what to compute beside the confusion matrix. "boundary" is Boundary IoU, "bf" the
             contours' F1, "trimap" mIoU near the ground truth's boundaries, "calibration" the expected calibration
-            error, which needs ``sem_seg``; the last three cost more time than all else.
+            error and "uncertainty" the accuracy of what is left without the most uncertain pixels, both of which need
+            ``sem_seg``; all but the first cost more time than all else.
         on_image: called with each input and its (K, 3) counts: correct, ground-truth and predicted pixels.
 
     Raises:
@@ -100,11 +103,13 @@ class SemanticEvaluator(DatasetEvaluator):
             "bf": (2, classes + 1),  # sum and number of images, of the classes and of the images' means
             "trimap": (len(WIDTHS), classes, 3),
             "calibration": (3, BINS),
+            "uncertainty": SHAPE,
         }
         self._counts = {"confusion": np.zeros((classes, classes + 1), np.int64)}
         for score in sorted(self._metrics):
             self._counts[score] = np.zeros(shapes[score], float if score in ("bf", "calibration") else np.int64)
         self.confusion = self._counts["confusion"]
+        self.totals = self._counts
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Add a batch of images.
@@ -128,8 +133,11 @@ class SemanticEvaluator(DatasetEvaluator):
             if "calibration" in self._metrics and best is not None:
                 sure = (best - output["sem_seg"].logsumexp(dim=0)).float().exp().cpu().numpy()
                 found["calibration"] = calibration_counts(sure, *maps, ignore=classes + 1)
+            if "uncertainty" in self._metrics:
+                name = image.get("file_name", path)
+                found["uncertainty"] = uncertainty_counts(output, *maps, ignore=classes + 1, file_name=name)
             for key, counts in found.items():
-                self._counts[key] = self._counts[key] + counts
+                self._counts[key] += counts
             if self.on_image:
                 self.on_image(image, class_counts(found["confusion"]))
 
@@ -137,7 +145,7 @@ class SemanticEvaluator(DatasetEvaluator):
         """``{"sem_seg": {mIoU, fwIoU, IoU-<name>, mACC, pACC, ACC-<name>, mDice, Dice-<name>, ...}}``.
 
         Further keys: BoundaryIoU-<name>, min(IoU, B-Iou)-<name> and mBoundaryIoU; BF and BF-<name>; TrimapIoU@<pixels>;
-        ECE. Empty but on the main process.
+        ECE; KeptACC@<percent> and AURC. Empty but on the main process.
         """
         parts = comm.gather(self._counts) if self._distributed else [self._counts]
         if not parts:
@@ -163,6 +171,9 @@ class SemanticEvaluator(DatasetEvaluator):
             result |= {f"TrimapIoU@{w}": _mean(x) for w, x in zip(WIDTHS, overlap(counts["trimap"]), strict=True)}
         if "calibration" in counts:
             result["ECE"] = expected_calibration_error(counts["calibration"])
+        if "uncertainty" in counts:
+            result |= uncertainty_scores(counts["uncertainty"])
+        self.totals = counts
         return {"sem_seg": {key: 100 * float(value) for key, value in result.items()}}
 
     def _boundaries(self, pred: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
@@ -181,9 +192,11 @@ class SemanticEvaluator(DatasetEvaluator):
         return {f"{key}-{name}": value for name, value in zip(self.class_names, values.tolist(), strict=True)}
 
     def _labels(self, output: Mapping[str, Any], file_name: str) -> tuple[np.ndarray, Tensor | None]:
-        """(H, W) predicted ids, and their scores where they were found here."""
+        """(H, W) predicted ids, and their scores where there are scores."""
         if "sem_seg_labels" in output:
-            return output["sem_seg_labels"].cpu().numpy(), None
+            ids = output["sem_seg_labels"]
+            known = output["sem_seg"].gather(0, ids[None].long())[0] if "sem_seg" in output else None
+            return ids.cpu().numpy(), known
         if "sem_seg" not in output:
             raise UserError(f"{file_name}: the model gives {sorted(output)}, takes sem_seg or sem_seg_labels")
         scores, classes = output["sem_seg"], len(self.class_names)

@@ -222,7 +222,7 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest
 
 
 def test_only_known_kinds_are_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'masks'.*labels, overlay, json"):
+    with pytest.raises(UserError, match="'masks'.*labels, ids, overlay, json"):
         PredictionWriter(tmp_path, metadata(), write=["masks"])
     writer = PredictionWriter(tmp_path, metadata(), write=[])
     writer.write("x.jpg", None, semantic(np.zeros((4, 4), int)))

@@ -87,7 +87,7 @@ def is_class(key, *names):
 def test_a_perfect_prediction_is_100_on_every_score_and_an_absent_class_nan(toy):
     outputs = [{"sem_seg": 1000 * scores_for(labels_of(r))} for r in toy]
     result = evaluated(SemanticEvaluator("toy_semantic", metrics=METRICS), toy, outputs)
-    assert result.pop("ECE") == 0.0
+    assert result.pop("ECE") == result.pop("AURC") == 0.0
     absent = {key for key in result if is_class(key, "boat")}
     assert len(absent) == 6 and all(np.isnan(result.pop(key)) for key in absent)
     assert set(result.values()) == {100.0} and {"mDice", "mBoundaryIoU", "BF", "TrimapIoU@1"} < set(result)
@@ -96,7 +96,7 @@ def test_a_perfect_prediction_is_100_on_every_score_and_an_absent_class_nan(toy)
 def test_an_all_wrong_prediction_is_0_on_every_score(toy):
     outputs = [{"sem_seg": 1000 * scores_for(np.full(SIZE, 4))} for r in toy]
     result = evaluated(SemanticEvaluator("toy_semantic", metrics=METRICS), toy, outputs)
-    assert result.pop("ECE") == 100.0
+    assert result.pop("ECE") == result.pop("AURC") == 100.0
     assert {value for key, value in result.items() if not is_class(key, "boat")} == {0.0}
     shifted = [{"sem_seg": scores_for((labels_of(r) + 1) % 4)} for r in toy]
     result = evaluated(SemanticEvaluator("toy_semantic", metrics=["boundary", "trimap"]), toy, shifted)
@@ -197,7 +197,9 @@ def test_memory_stays_flat_over_500_images(tmp_path):
 def test_a_label_map_is_preferred_to_scores(toy):
     right, wrong = scores_for(labels_of(toy[0])), scores_for((labels_of(toy[0]) + 1) % 4)
     output = {"sem_seg_labels": right.argmax(0).to(torch.uint8), "sem_seg": wrong}
-    assert evaluated(SemanticEvaluator("toy_semantic"), toy[:1], [output])["pACC"] == 100.0
+    found = evaluated(SemanticEvaluator("toy_semantic", metrics=["calibration"]), toy[:1], [output])
+    sure = wrong.softmax(0).gather(0, right.argmax(0)[None])  # of the labels, which are right
+    assert found["pACC"] == 100.0 and found["ECE"] == pytest.approx(100 * (1 - sure.mean().item()), abs=1e-3)
 
 
 def test_the_confusion_matrix_is_exposed_and_counts_what_is_not_ignored(toy):
@@ -304,7 +306,7 @@ def test_the_table_has_boundary_scores_where_there_are_any(toy):
     result = evaluated(SemanticEvaluator("toy_semantic", metrics=METRICS), toy, noisy(toy))
     lines = results_table({"sem_seg": result}).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == "mIoU pix acc Dice B-IoU BF trimap@5 ECE".split()
+    assert lines[0].split() == "mIoU pix acc Dice B-IoU BF trimap@5 ECE AURC".split()
     assert lines[4].split() == ["class", "IoU", "B-IoU"] * 2
     row = "sky", *(f"{result[f'{key}-sky']:.2f}" for key in ("IoU", "BoundaryIoU"))
     assert tuple(lines[6].split())[:3] == row and lines[-1].endswith(": boat")
