@@ -1,12 +1,13 @@
 """Training steps a second of seg_ext's engine, of detectron2's SimpleTrainer and of a bare loop: same losses first.
 
-python benchmarks/train_step.py [--network smp_unet demo] [--steps 10] [--rounds 7] [--size 256] [--batch 4]
+python benchmarks/train_step.py [--network smp_unet demo] [--steps 10] [--rounds 7] [--size 256] [--batch 4] [--profile]
 
 Networks: smp_unet is segmentation_models_pytorch's U-Net on ResNet-18, whose bare loop is that of its users; demo is
-the panoptic network of the demo's config (U-Net beside Mask R-CNN, 150 iterations in the README), at 256x256 here.
-All have the same first weights, the same batches in memory, the same loss and SGD with momentum. The engine's step is
-timed whole, with all its hooks: timer, schedule, signals, metrics.json and TensorBoard; detectron2's and the bare loop
-have none. Ratios above 1 are in seg_ext's favour.
+the panoptic network of the demo's config (U-Net beside Mask R-CNN, 150 iterations in the README), at 256x256 here,
+which detectron2 trains as its own PanopticFPN with its own mask head. All have the same first weights, the same batches
+in memory, the same loss and SGD with momentum. The engine's step is timed whole, with all its hooks: timer, schedule,
+signals, metrics.json and TensorBoard; detectron2's and the bare loop have none. Ratios above 1 are in seg_ext's favour.
+--profile names the operators on which a step spends most.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model  # noqa: E402
 from detectron2.structures import BitMasks, Boxes, Instances  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 import seg_ext  # noqa: E402
 from seg_ext.engine.trainer import Trainer  # noqa: E402
@@ -169,6 +171,15 @@ def engine(trainer: Trainer) -> Iterator[float]:
         yield trainer.storage.latest()["total_loss"][0]
 
 
+def theirs(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The same network and weights in detectron2's architecture."""
+    cfg = cfg.clone()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_MASK_HEAD.NAME = "PanopticFPN", "MaskRCNNConvUpsampleHead"
+    own = build_model(cfg)
+    own.load_state_dict(model.state_dict())
+    return own
+
+
 def contestants(network: str, batch: int, size: int, folder: str) -> dict[str, Iterator[float]]:
     """Endless steps by name, each with its own copy of the model."""
     architecture, samples = NETWORKS[network]
@@ -179,7 +190,7 @@ def contestants(network: str, batch: int, size: int, folder: str) -> dict[str, I
     loop = bare_smp if network == "smp_unet" else bare
     return {
         "bare": loop(copy.deepcopy(model), batches),
-        "detectron2": detectron2s(copy.deepcopy(model), batches),
+        "detectron2": detectron2s(theirs(cfg, model) if network == "demo" else copy.deepcopy(model), batches),
         "seg_ext": engine(trainer_of(cfg, model, batches)),
     }
 
@@ -192,7 +203,7 @@ def check(steps: dict[str, Iterator[float]], number: int) -> None:
         losses[name] = [next(step) for _ in range(number)]
     reference = losses["bare"]
     for name, found in losses.items():
-        if not np.allclose(found, reference, rtol=1e-4):
+        if not np.allclose(found, reference, rtol=1e-3):
             raise SystemExit(f"the losses differ: {name} {found}, bare {reference}")
     print(f"  same losses in {number} steps: {', '.join(f'{loss:.5f}' for loss in reference)}")
 
@@ -211,6 +222,20 @@ def measure(steps: dict[str, Iterator[float]], number: int, rounds: int) -> dict
     return seconds
 
 
+def show_profile(step: Iterator[float], number: int) -> None:
+    """The largest costs by operator, as shares of the CPU time of some steps."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for _ in range(number):
+            next(step)
+    rows = sorted(profiled.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    whole = sum(row.self_cpu_time_total for row in rows)
+    convolved = [row for row in rows if "conv" in row.key]
+    others = [row for row in rows if "conv" not in row.key]
+    shares = [f"convolutions {sum(row.self_cpu_time_total for row in convolved) / whole:.1%}"]
+    shares += [f"{row.key.split('::')[-1]} {row.self_cpu_time_total / whole:.1%}" for row in others[:8]]
+    print(f"  costs of seg_ext's step: {', '.join(shares)}")
+
+
 def spread(values: list[float], digits: int = 3) -> str:
     """Median and quartiles."""
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
@@ -226,6 +251,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="name the largest costs of seg_ext's step")
     args = parser.parse_args()
     seg_ext.register()
     record = {"file_name": "a.png", "height": 1, "width": 1, "sem_seg_file_name": "b.png", "annotations": []}
@@ -240,7 +266,9 @@ def main() -> None:
             seconds = measure(steps, args.steps, args.rounds)
             for name, values in seconds.items():
                 ratios = [a / b for a, b in zip(values, seconds["seg_ext"], strict=True)]
-                print(f"  {name:10} {spread(values)} s a step; {spread(ratios)} times seg_ext's")
+                print(f"  {name:10} {spread(values)} s a step; {spread(ratios)} times seg_ext's", flush=True)
+            if args.profile:
+                show_profile(steps["seg_ext"], 2)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from seg_ext.config import add_seg_ext_config, find_config, get_cfg, load_config
     from seg_ext.data.datasets.folder import register_folder
+    from seg_ext.engine.predictor import Predictor
     from seg_ext.engine.trainer import Trainer
     from seg_ext.errors import UserError
-    from seg_ext.inference.predictor import Predictor
 
 _HOME = {
     "UserError": "seg_ext.errors",
@@ -26,8 +26,8 @@ _HOME = {
     "get_cfg": "seg_ext.config",
     "load_config": "seg_ext.config",
     "register_folder": "seg_ext.data.datasets.folder",
+    "Predictor": "seg_ext.engine.predictor",
     "Trainer": "seg_ext.engine.trainer",
-    "Predictor": "seg_ext.inference.predictor",
 }
 _REGISTERING = ("seg_ext.modeling", "seg_ext.data", "seg_ext.evaluation")
 

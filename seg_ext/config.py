@@ -24,6 +24,7 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     head.DECODER.NAME = ""  # a name of seg_ext.decoders.DECODERS, or "package.module:Class"
     head.DECODER.ARGS = CfgNode(new_allowed=True)  # keyword arguments of the decoder's constructor
     head.LOSSES = [{"NAME": "cross_entropy"}]  # each with WEIGHT (default 1) and the loss's own arguments
+    head.ALIGN_CORNERS = False  # of the resizing of scores to the image's size; segmentation_models_pytorch's True
     head.AUX_WEIGHT = 0.4  # weight of every auxiliary output's losses
     head.THING_IDS = []  # semantic ids that denote things; panoptic fusion never emits them as stuff
 
@@ -124,8 +125,27 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     # Modules of the backbone ([res3, res4]) that keep their input alone and run again in the backward pass (activation
     # checkpointing): less memory for about a third more time.
     cfg.MODEL.BACKBONE.RECOMPUTE = []
+    # For many classes or large images: the model gives sem_seg_labels, found some rows at a time, in place of the
+    # scores (K, H, W). Windows, TTA and INS_EMBED_HEAD take the scores and leave the labels alone at their end.
+    cfg.TEST.LABELS_ONLY = False
+    window = cfg.TEST.SLIDING_WINDOW = CfgNode({"SIZE": []})  # [height, width] of windows over a test image
+    window.OVERLAP = 1 / 3  # share of a window's height and width that the next one covers again, at least
+    window.BLEND = "hann"  # weights of a window's pixels where several meet: falling off to its edges, or "uniform"
+    window.BATCH = 1  # windows that the model gets at once
+    tta = cfg.TEST.TTA = CfgNode({"SCALES": [], "FLIP": False})  # factors on the test image's size; FLIP adds mirrored
+    tta.NMS = 0.5  # boxes of one class above this IoU, found at several scales or flips, are one instance
+    loading = cfg.MODEL.LOADING = CfgNode({"PARTIAL": False})  # take weights that lack more than half of the model
+    loading.TABLE = False  # log what became of every tensor of MODEL.WEIGHTS and of the model
+    cfg.TEST.PRUNE = ""  # L1 to L4: the part of a U-Net++ that ends in that classifier, alone
+    dropout = cfg.TEST.MC_DROPOUT = CfgNode({"SAMPLES": 0})  # passes with dropout on, averaged; 0: one with it off
+    dropout.BATCH = 1  # passes that run at once
+    dropout.SEED = 0  # of the dropped units
+    # What becomes of semantic scores: {NAME: dense_crf, arguments of seg_ext.inference.refine.build_dense_crf}, then
+    # {NAME: morphology, STEPS: [{NAME: opening, CLASSES: [1, 2], radius: 2}]} of seg_ext.postprocess.morphology.
+    cfg.TEST.REFINE = []
     cfg.TEST.GALLERY = 0  # pictures in the gallery of an evaluation, worst first; 0 for none
-    cfg.TEST.SEMANTIC_METRICS = ["boundary"]  # of boundary (Boundary IoU), bf (contour F1), trimap, calibration (ECE)
+    # Of boundary (Boundary IoU), bf (contour F1), trimap, calibration (ECE), uncertainty (risk against coverage)
+    cfg.TEST.SEMANTIC_METRICS = ["boundary"]
     cfg.TEST.PER_IMAGE = False  # keep each image's counts in per_image_<task>.jsonl, for `seg-ext compare`
     cfg.TEST.INSTANCE_METRICS = ["coco"]  # of coco, boundary (AP on min of mask and boundary IoU), voc (AP^r), tide
     cfg.TEST.PICTURES = 0  # images whose predictions each evaluation of a training shows in TensorBoard or W&B
@@ -163,6 +183,28 @@ def load_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     file = find_config(path)
     _merge(cfg, _read(file), str(file))
+    _merge_opts(cfg, opts)
+    return cfg
+
+
+def parse_config(text: str, source: str, opts: Sequence[str] = (), *, base: str = "") -> CfgNode:
+    """The config of a yaml text without ``_BASE_``, such as a dumped one, then ``KEY VALUE`` overrides.
+
+    Args:
+        text: plain yaml.
+        source: what to call it where something is wrong.
+        opts: overrides.
+        base: config file under it, see :func:`find_config`; without one, the defaults.
+
+    Raises:
+        UserError: as :func:`load_config`.
+    """
+    cfg = load_config(base) if base else get_cfg()
+    try:
+        node = CfgNode(yaml.safe_load(text))
+    except (yaml.YAMLError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise UserError(f"{source}: not a config in plain yaml: {' '.join(str(error).split())}") from error
+    _merge(cfg, node, source)
     _merge_opts(cfg, opts)
     return cfg
 

@@ -21,6 +21,8 @@ PARAMETERS = {
     "camvid/segnet_basic.yaml": 1_416_075,
     "camvid/segnet_vgg16.yaml": 29_449_355,
     "camvid/unet_R_18_cpu.yaml": 12_689_579,
+    "cityscapes/deeplabv3_R_103_os16.yaml": 58_163_667,  # detectron2's own
+    "cityscapes/deeplabv3plus_R_103_os16.yaml": 59_467_315,
     "cityscapes/panoptic_deeplab_R_52_os16.yaml": 59_770_166,
     "cityscapes/panoptic_deeplab_R_52_os16_separable.yaml": 30_271_350,
     "coco/keypoint_mask_rcnn_R_50_FPN_1x.yaml": 59_133_158 + 2_643_280 - 79 * 257,  # masks of one class, not 80

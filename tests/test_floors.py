@@ -17,12 +17,12 @@ FLOORS = {
     **dict.fromkeys(["config", "data", "modeling", "checkpoint", "evaluation", "inference", "export", "visualize"], 2),
     **dict.fromkeys(["errors", "_compat", "runtime"], 2),
     "engine": 3,
-    **dict.fromkeys(["cli", "__init__", "__main__"], 4),
+    **dict.fromkeys(["cli", "serve", "__init__", "__main__"], 4),
 }
 STANDALONE = {
     "errors": set(),
     "_compat": {"detectron2"},
-    "runtime": {"numpy", "onnxruntime"},
+    "runtime": {"numpy", "onnxruntime", "PIL"},
 }  # nothing of seg_ext, only these
 THIRD_PARTY = {  # what the two lowest floors may import
     **dict.fromkeys(["layers", "losses", "decoders"], {"torch", "numpy"}),

@@ -40,6 +40,7 @@ REDUCED: dict[str, tuple[str, list[str], dict[str, Any]]] = {  # variant of a na
     "pspnet": ("deeplab", ["pool4", "pool5"], {"channels": 32}),
     "segnet": ("segnet", ["image", *(f"pool{i}_indices" for i in range(1, 6)), "pool5"], {}),
     "segnet_basic": ("segnet_basic", ["image", *(f"pool{i}_indices" for i in range(1, 5)), "pool4"], {}),
+    "linknet": ("plain", POOLS, {"channels": 16}),
     "semantic_fpn": ("plain", POOLS, {"channels": 16, "pyramid": 16}),
     "deeplabv1": ("deeplab_largefov", ["fc7"], {}),
     "deeplabv2": ("deeplab", ["pool5"], {}),

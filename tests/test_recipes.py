@@ -104,6 +104,7 @@ OURS = (  # networks of which no recipe is known
     *(f"dsb2018/{name}.yaml" for name in ("unet3p", "unet3p_deepsup", "unet3p_cgm")),
     *("voc/fcn_R_50_d8.yaml", "voc/semantic_fpn_R_50.yaml", "potsdam/fcn_sum_R_50.yaml"),
     "camvid/unet_R_18_cpu.yaml",
+    *(f"cityscapes/{name}_R_103_os16.yaml" for name in ("deeplabv3", "deeplabv3plus")),  # detectron2's
 )
 
 

@@ -91,6 +91,7 @@ def test_names_stand_in_their_regions_and_only_those_without_room_in_the_legend(
     strip = narrow[400:]
     assert len(strip) and (strip == COLORS[2]).all(2).sum() >= 100
     assert not (strip == COLORS[0]).all(2).any() and not (strip == COLORS[1]).all(2).any()
+    assert (draw_semantic(grey(400, 600), labels, COLORS, names=NAMES, legend=False) == narrow[:400]).all()
 
 
 @pytest.mark.parametrize(

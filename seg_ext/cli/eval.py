@@ -87,10 +87,14 @@ def evaluate_weights(cfg: CfgNode, *, resume: bool) -> None:
     from seg_ext.engine.evaluate import evaluate
 
     model = build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
+    loading = cfg.MODEL.LOADING
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, partial=loading.PARTIAL, table=loading.TABLE)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
         raise UserError("nothing to evaluate: give MODEL.WEIGHTS FILE, or --resume with a checkpoint in OUTPUT_DIR")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    for name, (there, here) in checkpointer.report.mismatched.items():
+        shapes = f"{name} is {there} there, {here} in the model"
+        raise UserError(f"weights {cfg.MODEL.WEIGHTS}: {shapes}; does NUM_CLASSES in the config fit the weights?")
     evaluate(cfg, model)
 
 

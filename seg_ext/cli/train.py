@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     seg_ext.register()
     from seg_ext.engine.finite import NotFinite
-    from seg_ext.engine.hooks import Interrupted
+    from seg_ext.engine.interrupt import Interrupted
     from seg_ext.engine.launch import launch
     from seg_ext.engine.setup import read_config, start_logging
 

@@ -130,7 +130,8 @@ class ResizeShortestEdge(T.Augmentation):
         if length == 0:
             return T.NoOpTransform()
         source = image.shape[:2]
-        return WindowTransform(source, T.ResizeShortestEdge.get_output_shape(*source, length, self.max_size))
+        height, width = T.ResizeShortestEdge.get_output_shape(*source, length, self.max_size)
+        return WindowTransform(source, (max(1, height), max(1, width)))  # a strip may be a thousand times as long
 
 
 class RandomRotate90(T.Augmentation):

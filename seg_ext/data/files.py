@@ -107,7 +107,14 @@ def tiff_page(path: str | Path) -> tuple[int, int, int]:
         return page.imagelength, page.imagewidth, _orientation(page)
 
 
-def read_tiff(path: str | Path, *, whole: bool, picture: bool) -> tuple[Array, int] | None:
+def tiff_images(path: str | Path) -> tuple[list[int], int]:
+    """Numbers of a TIFF's pages without masks and reduced copies (overviews), and the bands of the first one."""
+    with tifffile.TiffFile(path) as tiff:
+        pages: Any = list(tiff.pages)
+        return [i for i, page in enumerate(pages) if not page.subfiletype & 0b101], pages[0].samplesperpixel
+
+
+def read_tiff(path: str | Path, *, whole: bool, picture: bool, page: int = 0) -> tuple[Array, int] | None:
     """The pixels of a TIFF as they are stored, and its orientation.
 
     Args:
@@ -115,19 +122,20 @@ def read_tiff(path: str | Path, *, whole: bool, picture: bool) -> tuple[Array, i
         whole: several pages of one band each are the bands; otherwise the first page is read.
         picture: give up on what has to be turned into brightness: palettes, inverted grey, CMYK, less than 8 bits;
             otherwise they are ids, and lossy compression is refused.
+        page: that is read where the file is not read whole.
 
     Returns:
         (H, W, C) and 1 to 8; None for what is left to Pillow: compressed in a way that tifffile alone does not know,
         or given up.
     """
     with tifffile.TiffFile(path) as tiff:
-        page: Any = tiff.pages.first
-        check_pixels(path, page.imagelength, page.imagewidth)
-        if not picture and page.compression in _LOSSY:
+        found: Any = tiff.pages[page]
+        check_pixels(path, found.imagelength, found.imagewidth)
+        if not picture and found.compression in _LOSSY:
             raise UserError(f"{path}: JPEG does not keep ids; store label maps without it")
-        if picture and (page.photometric not in _PLAIN or page.bitspersample < 8):
+        if picture and (found.photometric not in _PLAIN or found.bitspersample < 8):
             return None
-        source: Any = tiff.series[0] if whole else page
+        source: Any = tiff.series[0] if whole else found
         extra = [axis for axis in source.axes if axis not in "YX"]
         if len(extra) > 1 or not {"Y", "X"} <= set(source.axes):
             raise UserError(f"{path}: a stack of shape {source.shape}; an image has rows, columns and bands")
@@ -138,7 +146,7 @@ def read_tiff(path: str | Path, *, whole: bool, picture: bool) -> tuple[Array, i
                 return None
             raise
         order = [source.axes.index(axis) for axis in ("Y", "X", *extra)]
-        return pixels.transpose(order).reshape(page.imagelength, page.imagewidth, -1), _orientation(page)
+        return pixels.transpose(order).reshape(found.imagelength, found.imagewidth, -1), _orientation(found)
 
 
 def _orientation(page: Any) -> int:

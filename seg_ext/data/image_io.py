@@ -33,7 +33,7 @@ _PERCENTILES = (1, 99)
 _SAMPLES = 512  # a side: pixels that percentiles are taken of
 
 
-def read_image(path: str | Path, format: str = "BGR", *, bands: int | None = None) -> Array:
+def read_image(path: str | Path, format: str = "BGR", *, bands: int | None = None, page: int | None = None) -> Array:
     """Read an image, upright by its EXIF or TIFF orientation.
 
     "BGR" and "RGB" give three channels (grey is repeated), "L" one (colour becomes luma, ITU-R 601-2); alpha is
@@ -47,6 +47,7 @@ def read_image(path: str | Path, format: str = "BGR", *, bands: int | None = Non
         path: any file that Pillow reads, TIFF, or ".npy" of (H, W), (H, W, C) or, where C < W, (C, H, W).
         format: one of :data:`CHANNELS`.
         bands: channels that the model takes, as many as MODEL.PIXEL_MEAN has; None for any.
+        page: of a TIFF, from 0, by itself; None for the first, or with "BANDS" for all.
 
     Returns:
         (H, W, C) uint8 or float32.
@@ -56,7 +57,12 @@ def read_image(path: str | Path, format: str = "BGR", *, bands: int | None = Non
     """
     check_format(format)
     with naming(path):
-        pixels = _stored(path, whole=format == "BANDS")
+        pixels = _stored(path, whole=format == "BANDS" and page is None, page=page or 0)
+    return to_format(path, pixels, format, bands=bands)
+
+
+def to_format(path: str | Path, pixels: Array, format: str, *, bands: int | None = None) -> Array:
+    """Pixels as they are stored, (H, W, C), as what :func:`read_image` gives of them; ``path`` is for its refusals."""
     if pixels.dtype.kind not in "buif":
         raise UserError(f"{path}: {pixels.dtype} pixels; an image holds whole or real numbers")
     if format == "BANDS":
@@ -69,7 +75,7 @@ def read_image(path: str | Path, format: str = "BGR", *, bands: int | None = Non
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of the upright image, from the file's header alone.
+    """Height and width of the upright image, from the file's header (a PNG without EXIF is decoded for it).
 
     Raises:
         UserError: the file is missing, no image, or too large.
@@ -82,6 +88,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
             size, turned = (height, width), orientation > 4
         else:
             with opened(path) as image:
+                check_pixels(path, image.height, image.width)  # before a PNG is decoded for what lies behind its pixels
                 size, turned = (image.height, image.width), image.getexif().get(_ORIENTATION, 1) > 4
         check_pixels(path, *size)
     return (size[1], size[0]) if turned else (size[0], size[1])
@@ -116,7 +123,10 @@ def as_picture(image: Array, format: str = "BANDS") -> NDArray[np.uint8]:
     if shown.dtype != np.uint8:
         step = [max(1, side // _SAMPLES) for side in shown.shape[:2]]
         low, high = np.percentile(shown[:: step[0], :: step[1]], _PERCENTILES, axis=(0, 1)).astype(np.float32)
-        shown = np.rint(255 * ((shown - low) / np.where(high > low, high - low, 1)).clip(0, 1)).astype(np.uint8)
+        high = np.where(high > low, high, low + 1)
+        width = high / 2 - low / 2  # halves, whose difference every float holds
+        shown = (shown.clip(low, high) / 2 - low / 2) / np.where(width > 0, width, 1)
+        shown = np.rint(255 * shown).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(shown, (*shown.shape[:2], 3)))
 
 
@@ -140,16 +150,18 @@ def check_bands(name: str, image: Array, bands: int | None) -> None:
         raise UserError(f"{name}: {image.shape[2]} bands, but MODEL.PIXEL_MEAN has {bands} values; it has one a band")
 
 
-def _stored(path: str | Path, *, whole: bool) -> Array:
+def _stored(path: str | Path, *, whole: bool, page: int = 0) -> Array:
     """(H, W, C), upright; C is 1 or 2 (grey, alpha), 3 or 4 (RGB, alpha), or any number."""
     if is_numpy(path):
         pixels = _bands_last(path, read_numpy(path))
         check_pixels(path, *pixels.shape[:2])
         return pixels
-    found = read_tiff(path, whole=whole, picture=True) if is_tiff(path) else None
+    found = read_tiff(path, whole=whole, picture=True, page=page) if is_tiff(path) else None
     if found is not None:
         return _turned(*found)
     with opened(path) as image:
+        if page:
+            image.seek(page)
         stored = raw_mode(image)
         if ";16" in stored and not image.mode.startswith("I"):
             orientation = image.getexif().get(_ORIENTATION, 1)

@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data.transforms import TransformList
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, Keypoints, PolygonMasks
 from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
 from seg_ext.data.external import PixelMap
+from seg_ext.data.keypoints import move_keypoints
 
 Array = NDArray[Any]
 Annotation = Mapping[str, Any]
@@ -28,6 +29,7 @@ def to_instances(
     source: tuple[int, int],
     size: tuple[int, int],
     masks: str = "bitmask",
+    mirrored: Sequence[int] | None = None,
 ) -> Instances:
     """Move annotations with their image; those that left it, and crowds, are dropped.
 
@@ -35,18 +37,20 @@ def to_instances(
     a decoded stack of them does not fit into the cache and took three times as long.
 
     Args:
-        annotations: detectron2's, with bbox, bbox_mode, category_id and, for masks, segmentation.
+        annotations: detectron2's, with bbox, bbox_mode, category_id and, as far as wanted, segmentation and keypoints.
         transforms: as applied to the image.
         source: height and width before the transforms.
         size: height and width after them.
         masks: "bitmask"; "polygon", which RLE annotations, and transforms that move no coordinates, turn into "bitmask"
             for their image; or "none".
+        mirrored: see :func:`seg_ext.data.keypoints.mirrored_keypoints`; None for no keypoints.
 
     Returns:
-        Fields gt_boxes, gt_classes and gt_masks, also where no instance is left.
+        Fields gt_boxes, gt_classes, gt_masks and gt_keypoints, as far as wanted, also where no instance is left.
 
     Raises:
-        ValueError: a mask whose size is not the image's, or a polygon without three corners.
+        ValueError: a mask whose size is not the image's, a polygon without three corners, another number of keypoints,
+            or transforms that cannot move them.
     """
     kept = [a for a in annotations if not a.get("iscrowd", 0)]
     boxes = np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in kept]).reshape(-1, 4)
@@ -56,6 +60,11 @@ def to_instances(
 
     instances = Instances(size)
     instances.gt_classes = torch.tensor([int(a["category_id"]) for a in kept], dtype=torch.int64)
+    if mirrored is not None:
+        if _moves_pixels_alone(transforms):
+            raise ValueError("keypoints cannot follow an augmentation that moves pixels alone")
+        points = move_keypoints(kept, transforms, source=source, size=size, mirrored=mirrored)
+        instances.gt_keypoints = Keypoints(points)
     if masks == "none":
         instances.gt_boxes = Boxes(torch.from_numpy(boxes))
         return instances

@@ -20,6 +20,7 @@ from seg_ext.data.augmentation import ResizeShortestEdge, build_augmentations
 from seg_ext.data.copy_paste import CopyPaste, Sample
 from seg_ext.data.image_io import CHANNELS, check_bands, check_format, read_image
 from seg_ext.data.instances import MASK_FORMATS, to_instances
+from seg_ext.data.keypoints import mirrored_keypoints
 from seg_ext.data.label_io import read_record_label
 from seg_ext.data.targets import Target, build_targets
 from seg_ext.errors import UserError
@@ -51,6 +52,7 @@ class SegMapper:
         num_classes: int | None = None,
         ignore: int = 255,
         masks: str | None = None,
+        mirrored: Sequence[int] | None = None,
         targets: Sequence[Target] = (),
         copy_paste: CopyPaste | None = None,
     ) -> None:
@@ -64,6 +66,7 @@ class SegMapper:
             num_classes: of the semantic labels, 1 for ids {0, 1}; None for no semantic labels.
             ignore: train id that does not count.
             masks: of the instances: "bitmask", "polygon" or "none" for boxes alone; None for no instances.
+            mirrored: see :func:`seg_ext.data.keypoints.mirrored_keypoints`; None for no keypoints.
             targets: made of the stored label map, and moved with it; in training.
             copy_paste: objects of other records; in training, with masks that are "bitmask".
         """
@@ -77,9 +80,12 @@ class SegMapper:
         self.num_classes = None if num_classes is None else max(2, num_classes)
         self.ignore = ignore
         self.masks = masks
+        self.mirrored = mirrored
         self.targets = tuple(targets)
         if copy_paste is not None and masks != "bitmask":
             raise UserError("INPUT.COPY_PASTE needs instances with MODEL.MASK_ON and INPUT.MASK_FORMAT bitmask")
+        if copy_paste is not None and mirrored is not None:
+            raise UserError("INPUT.COPY_PASTE moves no keypoints; set MODEL.KEYPOINT_ON False or its PROBABILITY 0")
         self.copy_paste = copy_paste
 
     @classmethod
@@ -106,6 +112,9 @@ class SegMapper:
             "num_classes": model.SEM_SEG_HEAD.NUM_CLASSES if has_semantics(cfg) else None,
             "ignore": ignore,
             "masks": (inputs.MASK_FORMAT if model.MASK_ON else "none") if has_instances(cfg) else None,
+            "mirrored": _mirrored(cfg.DATASETS.TRAIN, model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS)
+            if is_train and has_instances(cfg) and model.KEYPOINT_ON
+            else None,
             "targets": build_targets(inputs.TARGETS, ignore=ignore) if is_train else (),
             "copy_paste": _copy_paste(inputs.COPY_PASTE, ignore) if is_train else None,
         }
@@ -182,12 +191,20 @@ class SegMapper:
         self, record: Record, transforms: T.TransformList, source: tuple[int, int], size: tuple[int, int]
     ) -> Instances:
         wanted = _ANNOTATION_KEYS if self.masks == "none" else _ANNOTATION_KEYS | {"segmentation"}
+        wanted = wanted if self.mirrored is None else wanted | {"keypoints"}
         for annotation in record["annotations"]:
             if not wanted <= annotation.keys():
                 lacking = ", ".join(sorted(wanted - annotation.keys()))
                 raise UserError(f"{record['file_name']}: an annotation lacks {lacking}")
         try:
-            return to_instances(record["annotations"], transforms, source=source, size=size, masks=self.masks or "none")
+            return to_instances(
+                record["annotations"],
+                transforms,
+                source=source,
+                size=size,
+                masks=self.masks or "none",
+                mirrored=self.mirrored,
+            )
         except ValueError as error:
             raise UserError(f"{record['file_name']}: {error}") from error
 
@@ -252,6 +269,15 @@ def _default_augmentations(lengths: Sequence[int], max_size: int, style: str, fl
         raise UserError(f"INPUT.MIN_SIZE_TRAIN, INPUT.MIN_SIZE_TRAIN_SAMPLING: {error}") from error
     flips = [] if flip == "none" else [T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical")]
     return [resize, *flips]
+
+
+def _mirrored(datasets: Sequence[str], wanted: int) -> tuple[int, ...]:
+    found = mirrored_keypoints(datasets)
+    if len(found) != wanted:
+        raise UserError(
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {wanted}, but data set {datasets[0]} has {len(found)}"
+        )
+    return found
 
 
 def _copy_paste(node: Mapping[str, Any], ignore: int) -> CopyPaste | None:

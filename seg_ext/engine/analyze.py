@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config
 
 from seg_ext.engine.multiply_adds import count_multiply_adds, uncounted_operators
-from seg_ext.engine.network import Network
+from seg_ext.engine.network import FULL_SIZE, Network
 from seg_ext.engine.probes import PeakMemory, receptive_fields
 from seg_ext.errors import UserError
 
@@ -194,7 +194,7 @@ def _module(name: str, module: nn.Module, multiply_adds: Mapping[str, int]) -> M
 
 
 def _outputs(network: Network, maps: Mapping[str, Tensor], size: Sequence[int], padded: Sequence[int]) -> list[Output]:
-    """Every map; the last, "sem_seg", as the model gives it, of the image's size."""
+    """Every map; those that the model gives at the image's size have it, without padding."""
     fields = _fields(network, padded[1])
     specs = network.backbone.output_shape()
     outputs = []
@@ -204,7 +204,7 @@ def _outputs(network: Network, maps: Mapping[str, Tensor], size: Sequence[int], 
         owner = specs.get(name, getattr(network.sem_seg_head, "decoder", None) if name == "logits" else None)
         stride = getattr(owner, "stride", getattr(owner, "out_stride", 1))
         offset = getattr(owner, "offset", -getattr(owner, "out_offset", 0) * stride)
-        height, width = size if name == "sem_seg" else x.shape[2:]
+        height, width = size if name in FULL_SIZE else x.shape[2:]
         outputs.append(Output(name, x.shape[1], height, width, stride, offset, fields.get(name)))
     return outputs
 

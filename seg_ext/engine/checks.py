@@ -17,6 +17,7 @@ from fvcore.common.registry import Registry
 import seg_ext.data  # noqa: F401  registers data sets
 import seg_ext.modeling  # noqa: F401  registers backbones, heads and models
 from seg_ext.config import embeds_instances, get_cfg, has_instances, has_semantics
+from seg_ext.engine.predictors import check_predictor
 from seg_ext.errors import UserError
 from seg_ext.evaluation.instance import METRICS as INSTANCE_METRICS
 from seg_ext.evaluation.semantic import METRICS as SEMANTIC_METRICS
@@ -76,6 +77,7 @@ def complete_config(cfg: CfgNode, given: Mapping[str, str] | None = None) -> Non
         cfg.MODEL.SEM_SEG_HEAD.THING_IDS = list(_thing_ids(list(sets.values())))
         if embedded:
             cfg.MODEL.INS_EMBED_HEAD.THING_CLASSES = _embedded_classes(sets, cfg.MODEL.SEM_SEG_HEAD.THING_IDS)
+    check_predictor(cfg)
 
 
 def check_records(cfg: CfgNode, sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

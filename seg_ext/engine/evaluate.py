@@ -20,8 +20,10 @@ from torch import nn
 from tqdm import tqdm
 
 from seg_ext.config import embeds_instances, has_instances, has_semantics
+from seg_ext.engine.interrupt import STOP
 from seg_ext.engine.loaders import build_test_loader
 from seg_ext.engine.pictures import Pictures
+from seg_ext.engine.predictors import build_predictor
 from seg_ext.engine.setup import interactive
 from seg_ext.engine.writers import shows_pictures
 from seg_ext.errors import UserError
@@ -66,16 +68,18 @@ def evaluate_on(cfg: CfgNode, model: nn.Module, name: str, *, limit: int | None 
     for evaluator in chain:
         evaluator.reset()
     loader = build_test_loader(cfg, name)
+    predict = build_predictor(cfg, model)
     with artifacts, inference_context(model), torch.no_grad():
-        for inputs in tqdm(
+        progress = tqdm(
             islice(loader, limit),
             total=limit or len(loader),
             desc=f"evaluate {name}",
             unit="img",
             disable=not interactive(),
             leave=False,
-        ):
-            outputs = model(inputs)
+        )
+        for inputs in STOP.until(progress):
+            outputs = predict(inputs)
             for evaluator in chain:
                 evaluator.process(inputs, outputs)
     results: Results = {}

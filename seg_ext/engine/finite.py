@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ class NotFinite(FloatingPointError):
 
 
 def write_metrics(losses: Mapping[str, Tensor], data_time: float, iteration: int) -> None:
-    """Put the losses, means over processes, and the longest time for data into the main process's storage.
+    """Put the losses, means over the processes that have them, and the longest wait into the main process's storage.
+
+    The total is the mean over all processes, as of the gradients.
 
     Args:
         losses: scalars of this process.
@@ -59,9 +62,10 @@ def write_metrics(losses: Mapping[str, Tensor], data_time: float, iteration: int
         if wrong:
             raise NotFinite(", ".join(wrong), rank=rank, losses=found)
     if comm.is_main_process():
-        means = {name: sum(values[name] for values, _ in ranks) / len(ranks) for name in values}
+        names = dict.fromkeys(name for found, _ in ranks for name in found)
+        means = {name: fmean(found[name] for found, _ in ranks if name in found) for name in names}
         storage.put_scalar("data_time", max(seconds for _, seconds in ranks), cur_iter=iteration)
-        storage.put_scalar("total_loss", sum(means.values()), cur_iter=iteration)
+        storage.put_scalar("total_loss", fmean(sum(found.values()) for found, _ in ranks), cur_iter=iteration)
         if len(means) > 1:
             storage.put_scalars(cur_iter=iteration, **means)
 

@@ -1,25 +1,21 @@
-"""Training hooks: progress bar or log lines, clean stop on a signal."""
+"""Training hooks: progress bar or log lines, what is written when, time spent on data, clean stop on a signal."""
 
 from __future__ import annotations
 
-import os
-import signal
+import logging
+from collections.abc import Callable
 from shutil import get_terminal_size
-from time import monotonic
-from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import EvalHook
-from detectron2.utils import comm
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
 from detectron2.utils.events import CommonMetricPrinter, get_event_storage
 from tqdm import tqdm
 
+from seg_ext.engine.interrupt import STOP, CutOff, Interrupted
 from seg_ext.engine.resume import RunState
 
-
-class Interrupted(Exception):
-    """Training was asked to stop; the checkpoint is written."""
+_logger = logging.getLogger(__name__)
 
 
 class ProgressBar(HookBase):
@@ -59,44 +55,73 @@ class LogLines(CommonMetricPrinter):
             super().write()
 
 
-class Evaluation(EvalHook):
-    """detectron2's hook; but a failure in the last iteration is not followed by an evaluation, where others wait."""
+class Writers(PeriodicWriter):
+    """detectron2's hook, which writes after every evaluation too: of those between two periods it keeps the last."""
+
+    def after_step(self) -> None:
+        """Write, when it is time."""
+        done, evaluation = self.trainer.iter + 1, self.trainer.evaluation
+        regular = done % self._period == 0 or done == self.trainer.max_iter
+        if not regular and evaluation and evaluation[0] == self.trainer.iter:
+            for writer in self._writers:
+                writer.write()
+        super().after_step()
+
+
+class DataTime(HookBase):
+    """At the end says how long an iteration waited for its data, on the slowest process."""
 
     def after_train(self) -> None:
-        """Evaluate, once all iterations are done."""
+        """Log means over the iterations that were timed, which leaves out the first few."""
+        histories = self.trainer.storage.histories()
+        if "time" not in histories:
+            return
+        steps = dict((iteration, seconds) for seconds, iteration in histories["time"].values())
+        waits = [seconds for seconds, iteration in histories["data_time"].values() if iteration in steps]
+        step, wait = sum(steps.values()) / len(steps), sum(waits) / len(steps)
+        _logger.info("an iteration took %.4f s, %.4f s of it waiting for data: %.1f %%", step, wait, 100 * wait / step)
+
+
+class Evaluation(EvalHook):
+    """detectron2's hook, which a signal cuts off; a failure in the last iteration is not followed by an evaluation."""
+
+    def __init__(self, period: int, evaluate: Callable[[], Any], state: RunState) -> None:
+        """Evaluate every ``period`` iterations and at the end; ``state`` keeps a run whose evaluation is cut off."""
+        super().__init__(period, evaluate)
+        self._state = state
+
+    def after_train(self) -> None:
+        """Evaluate, once all iterations are done, where others wait."""
         self._eval_after_train = self.trainer.iter >= self.trainer.max_iter
         super().after_train()
 
+    def _do_eval(self) -> None:
+        try:
+            super()._do_eval()
+        except CutOff:
+            done = self.trainer.iter >= self.trainer.max_iter  # its checkpoint is there
+            name = "model_final" if done else f"model_{self.trainer.iter:07d}"
+            if not done:
+                self._state.save(name, finished=False)
+            raise Interrupted(f"stopped during an evaluation, kept {name}.pth; go on with it by --resume") from None
+
 
 class StopOnSignal(HookBase):
-    """SIGINT or SIGTERM ends training after the running iteration, with a checkpoint; a second one at once."""
+    """SIGINT or SIGTERM ends training after the running iteration, with a checkpoint; a second one at once.
+
+    The trainer gives the signals back.
+    """
 
     def __init__(self, state: RunState) -> None:
         self._state = state
-        self._asked_at: float | None = None
-        self._previous: dict[int, Any] = {}
 
     def before_train(self) -> None:
         """Take over the signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._ask)
+        STOP.listen()
 
     def after_step(self) -> None:
         """Stop, on all ranks at the same iteration."""
-        if not any(comm.all_gather(self._asked_at is not None)):
-            return
-        name = f"model_{self.trainer.iter:07d}"
-        self._state.save(name)
-        raise Interrupted(f"stopped after iteration {self.trainer.iter + 1}, kept {name}.pth; go on with --resume")
-
-    def after_train(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked_at is None:
-            self._asked_at = monotonic()
-        elif monotonic() - self._asked_at > 1:  # one request may arrive twice, by way of a launcher
-            os.write(2, b"\nseg-ext: stopped at once; go on from the last checkpoint with --resume\n")
-            os._exit(130)  # no clean-up, which may take long or wait for other processes
+        if STOP.anywhere():
+            name = f"model_{self.trainer.iter:07d}"
+            self._state.save(name)
+            raise Interrupted(f"stopped after iteration {self.trainer.iter + 1}, kept {name}.pth; go on with --resume")

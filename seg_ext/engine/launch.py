@@ -23,7 +23,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from seg_ext.data.datasets.folder import register_from_config_list
 from seg_ext.engine.finite import NotFinite
-from seg_ext.engine.hooks import Interrupted
+from seg_ext.engine.interrupt import Interrupted
 from seg_ext.errors import UserError
 
 _LOST = ("closed by peer", "reset by peer", "Broken pipe")  # gloo
@@ -125,6 +125,6 @@ def _run_under_torchrun(main: Main, cfg: CfgNode, args: argparse.Namespace) -> N
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-        main(cfg, args)
+        _run(main, cfg, args)
     finally:
         dist.destroy_process_group()

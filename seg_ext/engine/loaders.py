@@ -45,7 +45,8 @@ def training_sets(cfg: CfgNode) -> dict[str, Records]:
     if not names:
         raise UserError("DATASETS.TRAIN is empty: name at least one data set")
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and has_instances(cfg) and not has_semantics(cfg)
-    sets = {name: _records([name], filter_empty) for name in names}
+    least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if filter_empty and cfg.MODEL.KEYPOINT_ON else 0
+    sets = {name: _records([name], filter_empty, least) for name in names}
     check_records(cfg, sets)
     return sets
 
@@ -117,9 +118,11 @@ class ReportSkipped(HookBase):
             logger.warning("skipped %s that cannot be read, listed in %s: %s", samples, self._file, first)
 
 
-def _records(names: list[str], filter_empty: bool) -> Records:
+def _records(names: list[str], filter_empty: bool, min_keypoints: int = 0) -> Records:
     try:
-        return get_detection_dataset_dicts(names, filter_empty=filter_empty, check_consistency=False)
+        return get_detection_dataset_dicts(
+            names, filter_empty=filter_empty, min_keypoints=min_keypoints, check_consistency=False
+        )
     except AssertionError as error:
         raise UserError(f"data set {', '.join(names)} has no usable image: {error}") from error
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from seg_ext.errors import UserError
 
+FULL_SIZE = ("sem_seg", "centre", "offset")  # maps that the model gives at the image's size
+
 
 class Network(nn.Module):
     """A detectron2 model without what depends on values: the proposals' selection, pooling and post-processing.
@@ -24,6 +26,7 @@ class Network(nn.Module):
     sem_seg_head: Any
     proposal_generator: Any
     roi_heads: Any
+    ins_embed_head: Any
 
     def __init__(self, model: nn.Module) -> None:
         """Take over the parts of ``model``.
@@ -34,7 +37,7 @@ class Network(nn.Module):
         super().__init__()
         if not hasattr(model, "backbone"):
             raise UserError(f"MODEL.META_ARCHITECTURE {type(model).__name__}: has no backbone to analyze")
-        for name in ("backbone", "sem_seg_head", "proposal_generator", "roi_heads"):
+        for name in ("backbone", "sem_seg_head", "proposal_generator", "roi_heads", "ins_embed_head"):
             setattr(self, name, getattr(model, name, None))
         self.left_out = [name for name, _ in model.named_children() if not hasattr(self, name)]
         self.train(model.training)
@@ -56,7 +59,7 @@ class Network(nn.Module):
         return -(-size[0] // step) * step, -(-size[1] // step) * step
 
     def maps(self, image: Tensor) -> dict[str, Tensor]:
-        """The backbone's maps, "logits" of the decoder and "sem_seg", from an image (N, C, H, W)."""
+        """The backbone's maps, "logits" of the decoder, and those of :data:`FULL_SIZE`, from an image (N, C, H, W)."""
         maps = dict(self.backbone(image))
         features = dict(maps)
         maps.pop("image", None)
@@ -69,6 +72,8 @@ class Network(nn.Module):
             finally:
                 if isinstance(decoder, nn.Module):
                     hook.remove()
+        if self.ins_embed_head is not None:
+            maps["centre"], maps["offset"] = self.ins_embed_head(features, image.shape[2:])
         return maps
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -77,10 +82,12 @@ class Network(nn.Module):
         return (*maps.values(), *self._of_regions(maps, len(image)))
 
     def loss(self, image: Tensor, target: Tensor) -> Tensor:
-        """A scalar whose gradient reaches every parameter, in training; the region heads' is their plain sum."""
+        """A scalar whose gradient reaches every parameter, in training; the instance heads' is their plain sum."""
         features = self.backbone(image)
         losses = [] if self.sem_seg_head is None else list(self.sem_seg_head(features, target)[1].values())
         losses += [x.sum() for x in self._of_regions(features, len(image))]
+        if self.ins_embed_head is not None:
+            losses += [x.sum() for x in self.ins_embed_head(features, image.shape[2:])]
         return torch.stack(losses).sum()
 
     def _of_regions(self, features: Mapping[str, Tensor], images: int) -> Iterator[Tensor]:

@@ -81,7 +81,7 @@ class RunState(HookBase):
         """
         self._ranks, self._finished = comm.gather(self._own()), finished
         try:
-            self._checkpointer.save(name, iteration=self.trainer.iter)
+            self._checkpointer.save(name, iteration=self.trainer.iter, metrics=self._scores())
         finally:
             self._ranks, self._finished = [], True
 
@@ -121,6 +121,11 @@ class RunState(HookBase):
             writer.go_on(state["written"])
         if not state["finished"]:
             self._finish_iteration()
+
+    def _scores(self) -> dict[str, Any] | None:
+        """Those of the last evaluation, for the checkpoint's sidecar."""
+        evaluation = getattr(self.trainer, "evaluation", None)
+        return {"iteration": evaluation[0] + 1, "scores": evaluation[1]} if evaluation else None
 
     def _own(self) -> dict[str, Any]:
         return {"stream": self._loader.state_dict(), "rng": rng_state()}

@@ -28,7 +28,7 @@ def _poly(solver: CfgNode) -> Curve:
 def _cosine(solver: CfgNode) -> Curve:
     if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
         raise UserError(f"SOLVER.BASE_LR_END {solver.BASE_LR_END}: lies between 0 and BASE_LR {solver.BASE_LR}")
-    end = solver.BASE_LR_END / solver.BASE_LR
+    end = solver.BASE_LR_END / solver.BASE_LR if solver.BASE_LR else 1.0
     return lambda t: _between(1.0, end, t)
 
 

@@ -16,6 +16,7 @@ from detectron2.utils.env import seed_all_rng
 from tqdm import tqdm
 
 from seg_ext.checkpoint import write_whole
+from seg_ext.checkpoint.locate import check_name
 from seg_ext.config import embeds_instances, given_keys, has_instances, has_semantics, load_config
 from seg_ext.data.datasets.folder import register_from_config_list
 from seg_ext.data.datasets.own import read_data_file, split_names
@@ -40,8 +41,8 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     if getattr(args, "weights", None):
         cfg.MODEL.WEIGHTS = args.weights
     weights = cfg.MODEL.WEIGHTS
-    if weights and "://" not in weights and not Path(weights).is_file() and not getattr(args, "resume", False):
-        raise UserError(f"weights {weights} not found: MODEL.WEIGHTS takes a file or URL")
+    if weights and not getattr(args, "resume", False):
+        check_name(weights)
     given = given_keys(args.config_file, args.opts)
     if getattr(args, "data", None):
         _use_data(cfg, args.data, given)

@@ -20,7 +20,8 @@ from seg_ext.engine.ema import build_ema
 from seg_ext.engine.evaluate import Results, evaluate
 from seg_ext.engine.execution import prepare, uncompiled
 from seg_ext.engine.finite import explain, torch_rng_state
-from seg_ext.engine.hooks import Evaluation, LogLines, ProgressBar, StopOnSignal
+from seg_ext.engine.hooks import DataTime, Evaluation, LogLines, ProgressBar, StopOnSignal, Writers
+from seg_ext.engine.interrupt import STOP
 from seg_ext.engine.loaders import ReportSkipped, build_test_loader, build_train_loader, training_sets
 from seg_ext.engine.resume import Checkpoints, EventsFile, MetricsFile, RunState, unchanged_rng
 from seg_ext.engine.run_folder import write_data
@@ -28,6 +29,7 @@ from seg_ext.engine.schedule_free import AveragedCheckpointer, averaged_weights,
 from seg_ext.engine.schedules import build_lr_scheduler
 from seg_ext.engine.selection import StoppedEarly, build_selection
 from seg_ext.engine.setup import interactive
+from seg_ext.engine.sidecar import sidecar_of
 from seg_ext.engine.solver import build_optimizer
 from seg_ext.engine.step import build_step
 from seg_ext.engine.validation_loss import merged, validation_losses
@@ -58,6 +60,9 @@ class Trainer(DefaultTrainer):
             ema=self.ema,
             trainer=proxy,
             keep=cfg.SOLVER.CHECKPOINT_KEEP,
+            sidecar=sidecar_of(cfg),
+            partial=cfg.MODEL.LOADING.PARTIAL,
+            table=cfg.MODEL.LOADING.TABLE,
         )
         self.run_state = RunState(self.checkpointer, loader, seed=cfg.SEED)
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
@@ -72,10 +77,11 @@ class Trainer(DefaultTrainer):
             hooks.LRScheduler(),
             self.ema,
             ProgressBar() if main and interactive() else None,
+            DataTime() if main else None,
             Checkpoints(self.run_state, cfg.SOLVER.CHECKPOINT_PERIOD, ahead_of=cfg.TEST.EVAL_PERIOD),
-            Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate),
+            Evaluation(cfg.TEST.EVAL_PERIOD, self._evaluate, self.run_state),
             build_selection(cfg, self.run_state.save),
-            hooks.PeriodicWriter(self.writers, period=20) if main else None,
+            Writers(self.writers, period=20) if main else None,
             Checkpoints(self.run_state, cfg.SOLVER.CHECKPOINT_PERIOD),
             StopOnSignal(self.run_state),
         ]
@@ -112,8 +118,11 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> Results:
         """Train from ``start_iter`` to SOLVER.MAX_ITER or an early stop; returns the last evaluation's results."""
-        with trained_weights(self._trainer.optimizer), suppress(StoppedEarly):
-            TrainerBase.train(self, self.start_iter, self.max_iter)
+        try:
+            with trained_weights(self._trainer.optimizer), suppress(StoppedEarly):
+                TrainerBase.train(self, self.start_iter, self.max_iter)
+        finally:
+            STOP.release()
         return getattr(self, "_last_eval_results", {})
 
     def _evaluate(self) -> Results:

@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from seg_ext.data.mapper import SegMapper
 from seg_ext.data.stream import seeded
+from seg_ext.engine.interrupt import STOP
 from seg_ext.engine.loaders import build_test_loader
 from seg_ext.errors import UserError
 
@@ -55,7 +56,7 @@ def _on(cfg: CfgNode, model: nn.Module, name: str, limit: int | None) -> Results
     sums: dict[str, float] = {}  # in double precision, which is exact enough for any order of the images
     images = 0
     with loss_mode(model), torch.no_grad(), EventStorage():  # detectron2's heads write to one, not to the training's
-        for inputs in islice(build_test_loader(cfg, name, mapper=_mapper(cfg)), limit):
+        for inputs in STOP.until(islice(build_test_loader(cfg, name, mapper=_mapper(cfg)), limit)):
             with _drawn_alike(inputs[0]):
                 losses = model(inputs)
             for key, loss in losses.items():

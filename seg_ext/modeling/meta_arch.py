@@ -17,7 +17,7 @@ from seg_ext.errors import UserError
 from seg_ext.modeling.batch_norm import configure_batch_norm
 from seg_ext.modeling.panoptic_deeplab import INS_EMBED_HEADS
 from seg_ext.modeling.regions import check_anchors, check_c4, check_region_maps
-from seg_ext.postprocess import fuse_panoptic
+from seg_ext.postprocess import fuse_panoptic, resized_labels
 
 
 @META_ARCH_REGISTRY.register()
@@ -51,6 +51,7 @@ class PanopticSegmentor(nn.Module):
         overlap_threshold: float = 0.5,
         stuff_area: int = 4096,
         score_threshold: float = 0.5,
+        labels_only: bool = False,
         batch_norm: Mapping[str, Any] | None = None,
     ) -> None:
         """Assemble a model from its parts.
@@ -68,6 +69,7 @@ class PanopticSegmentor(nn.Module):
             overlap_threshold: see :func:`seg_ext.postprocess.fuse_panoptic`.
             stuff_area: likewise, pixels.
             score_threshold: likewise.
+            labels_only: give ``sem_seg_labels`` in place of ``sem_seg``.
             batch_norm: arguments of :func:`seg_ext.modeling.batch_norm.configure_batch_norm`.
         """
         super().__init__()
@@ -90,6 +92,7 @@ class PanopticSegmentor(nn.Module):
             "stuff_area": stuff_area,
             "score_threshold": score_threshold,
         }
+        self._labels_only = labels_only
         configure_batch_norm(self, **(batch_norm or {}))
 
     @classmethod
@@ -116,6 +119,7 @@ class PanopticSegmentor(nn.Module):
             "overlap_threshold": combine.OVERLAP_THRESH,
             "stuff_area": combine.STUFF_AREA_LIMIT,
             "score_threshold": combine.INSTANCES_CONFIDENCE_THRESH,
+            "labels_only": cfg.TEST.LABELS_ONLY,
             "batch_norm": {key.lower(): value for key, value in model.BN.items()},
         }
 
@@ -129,11 +133,14 @@ class PanopticSegmentor(nn.Module):
 
         Args:
             batched_inputs: per image ``image`` (C, H, W); ``height``, ``width`` of the output; in training
-                ``sem_seg`` (H, W), ``sem_seg_weight`` (H, W), ``instances`` and ``panoptic_ids`` (H, W).
+                ``sem_seg`` (H, W), ``sem_seg_weight`` (H, W), ``instances`` and ``panoptic_ids`` (H, W); in inference
+                ``fuse``: False leaves panoptic segments to :meth:`finish`.
 
         Returns:
-            In inference per image: ``sem_seg`` (K, height, width) scores, ``instances``, and with heads for both
-            ``panoptic_seg``: (height, width) ids and a list of segment dicts.
+            In inference per image: ``sem_seg`` (K, height, width) scores, or their classes ``sem_seg_labels`` (height,
+            width), ``instances``, and with heads for both ``panoptic_seg``: (height, width) ids and a list of segment
+            dicts. Where ``fuse`` is False ``sem_seg`` always, and of a head of instance embeddings ``center_heat``
+            (1, height, width) and ``center_offset`` (2, height, width).
         """
         images = self._images(batched_inputs)
         features = self.backbone(images.tensor)
@@ -251,7 +258,7 @@ class PanopticSegmentor(nn.Module):
         if getattr(self.roi_heads, "keypoint_on", False) and len(truth) and not truth.has("gt_keypoints"):
             raise UserError(
                 f"{inputs.get('file_name', 'an input')}: MODEL.KEYPOINT_ON trains on instances with 'gt_keypoints', and"
-                " these have none; detectron2's DatasetMapper reads them"
+                " these have none; do the data sets have keypoints?"
             )
         return truth.to(self.device)
 
@@ -262,7 +269,7 @@ class PanopticSegmentor(nn.Module):
     def _infer(
         self, images: ImageList, features: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        scores = self.sem_seg_head(features)[0] if self.sem_seg_head is not None else None
+        maps = self._semantic_maps(images, features, batched_inputs)
         detections: list[Instances] | None = None
         if self.roi_heads is not None:
             proposals, _ = self.proposal_generator(images, features, None)
@@ -273,24 +280,73 @@ class PanopticSegmentor(nn.Module):
         results = []
         for i, (inputs, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
-            result: dict[str, Any] = {}
-            if scores is not None:
-                result["sem_seg"] = sem_seg_postprocess(scores[i], size, height, width)
+            result: dict[str, Any] = maps[i] if maps else {}
             if detections is not None:
                 result["instances"] = detector_postprocess(detections[i], height, width)
             if heat is not None and offset is not None:
-                found = self.ins_embed_head.segments(result["sem_seg"], heat[i], offset[i], size)
-                result["panoptic_seg"], result["instances"] = found
-            elif len(result) == 2:
-                result["panoptic_seg"] = self.fuse(result["sem_seg"].argmax(0), result["instances"])
-            results.append(result)
+                resized = self.ins_embed_head.resized(heat[i], offset[i], size, (height, width))
+                result["center_heat"], result["center_offset"] = resized
+            results.append(self.finish(result) if inputs.get("fuse", True) else result)
         return results
+
+    def _semantic_maps(
+        self, images: ImageList, features: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> list[dict[str, Tensor]]:
+        """``sem_seg`` of each image, or ``sem_seg_labels`` where nothing asks for scores; nothing without the head."""
+        head, sizes = self.sem_seg_head, images.image_sizes
+        if head is None:
+            return []
+        wanted = [(x.get("height", s[0]), x.get("width", s[1])) for x, s in zip(batched_inputs, sizes, strict=True)]
+        each = list(zip(sizes, wanted, strict=True))
+        fused = all(x.get("fuse", True) for x in batched_inputs)
+        if not (self._labels_only and fused and self.ins_embed_head is None):
+            scores = head(features)[0]
+            return [{"sem_seg": sem_seg_postprocess(x, a, *b)} for x, (a, b) in zip(scores, each, strict=True)]
+        if hasattr(head, "unresized"):
+            scores, size, align_corners = head.unresized(features)
+        else:
+            scores, align_corners = head(features)[0], False
+            size = scores.shape[-2:]
+        if scores.isnan().any():
+            raise UserError("the model's sem_seg holds NaN; it has diverged, take an earlier checkpoint")
+        strips = [
+            resized_labels(x, size, image_size=a, output_size=b, align_corners=align_corners)
+            for x, (a, b) in zip(scores, each, strict=True)
+        ]
+        return [{"sem_seg_labels": labels} for labels in strips]
+
+    def finish(self, output: dict[str, Any]) -> dict[str, Any]:
+        """What the heads gave for an image, with panoptic segments where they allow it.
+
+        Args:
+            output: of an input whose ``fuse`` was False, or a mean of such; ``sem_seg_labels`` (height, width), where
+                it is there, goes before the labels of ``sem_seg``.
+        """
+        result = {key: value for key, value in output.items() if key not in ("center_heat", "center_offset")}
+        if "center_heat" in output:
+            found = self.ins_embed_head.segments(
+                result["sem_seg"], output["center_heat"], output["center_offset"], labels=result.get("sem_seg_labels")
+            )
+            result["panoptic_seg"], result["instances"] = found
+        elif "instances" in result and result["instances"].has("pred_masks") and self.sem_seg_head is not None:
+            result["panoptic_seg"] = self.fuse(_labels(result), result["instances"])
+        if self._labels_only and "sem_seg" in result:
+            result = {key: value for key, value in result.items() if key != "sem_seg"} | {
+                "sem_seg_labels": _labels(result)
+            }
+        return result
 
     def fuse(self, labels: Tensor, instances: Instances) -> tuple[Tensor, list[dict[str, Any]]]:
         """Panoptic segments from an (H, W) label map and instances, with this model's thresholds."""
         return fuse_panoptic(
             labels, instances.pred_masks, scores=instances.scores, classes=instances.pred_classes, **self._fusion
         )
+
+
+def _labels(output: Mapping[str, Any]) -> Tensor:
+    """(H, W) semantic ids of an output."""
+    labels: Tensor = output["sem_seg_labels"] if "sem_seg_labels" in output else output["sem_seg"].argmax(0)
+    return labels
 
 
 def _check_heads(model: CfgNode, shapes: Mapping[str, Any]) -> None:

@@ -128,21 +128,38 @@ class InstanceEmbeddingHead(nn.Module):
             "loss_offset": self._weights["offset"] * absolute.sum() / inside.sum().clamp(min=1),
         }
 
-    def segments(
-        self, scores: Tensor, heat: Tensor, offset: Tensor, size: Sequence[int]
-    ) -> tuple[tuple[Tensor, list[dict[str, Any]]], Instances]:
-        """Panoptic segments and instances of one image.
+    def resized(
+        self, heat: Tensor, offset: Tensor, size: Sequence[int], output_size: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Heat and offsets of one image at the output's size.
 
         Args:
-            scores: (K, height, width) of the semantic head, at the output's size.
-            heat: (1, H, W) of the padded image; likewise offset (2, H, W).
-            offset: pixels of the model's input.
+            heat: (1, H, W) of the padded image; likewise offset (2, H, W), pixels of the model's input.
+            offset: likewise.
             size: height and width of the image in it.
+            output_size: height and width.
+
+        Returns:
+            (1, height, width), and (2, height, width) pixels of the output.
+        """
+        height, width = output_size
+        heat, offset = (sem_seg_postprocess(x, size, height, width) for x in (heat, offset))
+        return heat, offset * offset.new_tensor([height / size[0], width / size[1]])[:, None, None]
+
+    def segments(
+        self, scores: Tensor, heat: Tensor, offset: Tensor, *, labels: Tensor | None = None
+    ) -> tuple[tuple[Tensor, list[dict[str, Any]]], Instances]:
+        """Panoptic segments and instances of one image, see :meth:`resized`.
+
+        Args:
+            scores: (K, height, width) of the semantic head.
+            heat: (1, height, width).
+            offset: (2, height, width) pixels.
+            labels: (height, width) semantic ids; None for those of the highest scores.
         """
         height, width = scores.shape[-2:]
-        heat, offset = (sem_seg_postprocess(x, size, height, width) for x in (heat, offset))
-        offset = offset * offset.new_tensor([height / size[0], width / size[1]])[:, None, None]
-        segments, info = group_pixels(scores.argmax(0), heat[0], offset, **self._grouping)
+        labels = scores.argmax(0) if labels is None else labels
+        segments, info = group_pixels(labels, heat[0], offset, **self._grouping)
         things = [segment for segment in info if segment["isthing"]]
         semantic = torch.tensor([segment["category_id"] for segment in things], dtype=torch.long, device=scores.device)
         masks = segments[None] == torch.arange(1, len(things) + 1, device=scores.device)[:, None, None]

@@ -172,28 +172,6 @@ def test_bad_data_is_one_line(
     assert ("9" in text and "2" in text) or "range" not in fault
 
 
-def test_predict_reports_the_unreadable_and_does_the_rest(
-    toy_config: Path, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("train", "--config-file", toy_config, "DATASETS.TEST", "()") == 0
-    weights = tmp_path / "run" / "model_final.pth"
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"")
-    good = toy_folder / "images" / "0.png"
-    capsys.readouterr()
-    destination = tmp_path / "out"
-    status = run("predict", "--weights", weights, "--input", broken, good, "--output", destination)
-    assert status == 1 and "broken.png" in capsys.readouterr().err
-    assert any(destination.rglob("*.png"))
-    assert "no such file" in refusal(capsys, "predict", "--weights", weights, "--input", "nowhere.png")
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("NAME: unet", "NAME: subprocess:Popen"))
-    assert "--trust-code" in refusal(capsys, "predict", "--weights", weights, "--input", good)
-    config.write_text(config.read_text().replace("NAME: subprocess:Popen", "NAME: unet"))
-    (tmp_path / "void").mkdir()
-    assert "no image in this folder" in refusal(capsys, "predict", "--weights", weights, "--input", tmp_path / "void")
-
-
 def test_debug_shows_the_traceback(toy_config: Path) -> None:
     from seg_ext.errors import UserError
 

@@ -356,6 +356,19 @@ def test_instance_heads_run_on_the_regions_that_the_config_allows():
     assert all(m.peak for m in result.memory)
 
 
+def test_a_head_of_centres_and_offsets_is_counted_beside_the_semantic_one():
+    result = analyze(load_config("cityscapes/panoptic_deeplab_R_52_os16.yaml"), size=(64, 97))
+    counts = {m.name: m.multiply_adds for m in result.modules}
+    assert counts["ins_embed_head.branch.centre.1"] == 32 * 16 * 25
+    assert counts["ins_embed_head.branch.offset.1"] == 2 * 32 * 16 * 25
+    assert counts[""] == sum(counts[name] for name in ("backbone", "sem_seg_head", "ins_embed_head"))
+    outputs = {x.name: (x.channels, x.height, x.width, x.stride, x.receptive_field) for x in result.outputs}
+    assert (outputs["centre"], outputs["offset"]) == ((1, 64, 97, 1, PROBE_ROWS), (2, 64, 97, 1, PROBE_ROWS))
+    assert not result.left_out
+    training = result.memory[1]
+    assert training.peak and training.peak > 2 * result.weights
+
+
 def test_a_size_that_the_network_cannot_take_is_refused():
     valid = load_config("isbi2012/unet.yaml", ["MODEL.UNET.MIRROR", "False"])
     with pytest.raises(UserError, match="pixels"):

@@ -101,6 +101,15 @@ def test_finite_losses_are_written_as_their_means_over_processes(monkeypatch: py
     assert latest == {"a": 2, "b": 4, "total_loss": 6, "data_time": 0.3, "rank_data_time": 0.1}
 
 
+def test_a_loss_that_some_processes_lack_is_their_mean_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = [({"a": 1.0}, 0.1), ({"a": 3.0, "b": 6.0}, 0.3)]
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda own: ranks)
+    with EventStorage() as storage:
+        write_metrics({"a": torch.tensor(1.0)}, 0.1, 7)
+    latest = {name: value for name, (value, _) in storage.latest().items() if "time" not in name}
+    assert latest == {"a": 2, "b": 6, "total_loss": 5}
+
+
 def test_what_a_model_raises_itself_is_explained_too(tmp_path: Path) -> None:
     model = nn.Linear(2, 1)
     files = [{"file_name": f"{i}.png"} for i in range(10)]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 RUN = """
 import argparse, os, signal, sys
@@ -26,11 +28,20 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_that_fails_ends_the_run_with_its_traceback_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [],
+        pytest.param(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"], marks=pytest.mark.slow),
+    ],
+    ids=["--num-gpus", "torchrun"],
+)
+def test_a_process_that_fails_ends_the_run_with_its_traceback_alone(tmp_path: Path, launcher: list[str]) -> None:
     script = tmp_path / "run.py"
     script.write_text(RUN)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, *launcher, str(script)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
-    assert ended.stderr.count("Traceback") == 1
+    assert ended.stderr.count("Traceback") == 1 + bool(launcher), "torchrun adds its own"
     assert "seg-ext: error: process 1 failed:" in ended.stderr and "ValueError: rank 1 is at fault" in ended.stderr

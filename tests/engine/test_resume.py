@@ -27,7 +27,7 @@ from seg_ext.cli.main import main
 from seg_ext.data.datasets import data_root, nuclei
 from seg_ext.data.derive import derive_coco
 from seg_ext.data.stream import TrainLoader
-from seg_ext.engine.hooks import StopOnSignal
+from seg_ext.engine.interrupt import CutOff, StopRequest
 from seg_ext.engine.resume import RunState, rng_state, set_rng_state, unchanged_rng
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_to_the_bit(tree: Path, toy_config: Path, task: Any
     command = [*task(tree, toy_config), *COMMON]
     assert main([*command, "OUTPUT_DIR", str(tree / "whole")]) == 0
     expected = outcome(tree / "whole")
-    assert len(expected[1]["total_loss"]) == 8 and [line["iteration"] for line in expected[0]] == [7, 3, 8]
+    assert len(expected[1]["total_loss"]) == 8 and [line["iteration"] for line in expected[0]] == [3, 7, 8]
 
     at, seconds = random.randint(2, 5), random.uniform(0, 0.1)  # nobody's seed: another place each time
     place = ["OUTPUT_DIR", str(tree / "killed")]
@@ -161,6 +161,55 @@ def test_an_evaluation_that_failed_is_made_up_for_and_costs_no_training(
     assert str(outcome(tmp_path / "failed")) == str(outcome(tmp_path / "whole"))
     first, second = (torch.load(tmp_path / run / "model_final.pth")["trainer"]["hooks"] for run in ("whole", "failed"))
     assert first["Selection"] == second["Selection"] and first["Selection"]["seen"] == 3
+
+
+def test_a_signal_cuts_an_evaluation_off_and_the_run_goes_on_to_the_same_end(
+    toy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--config-file", str(toy_config), "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "1", "OUTPUT_DIR"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    assert "of it waiting for data: " in capsys.readouterr().err
+    expected = outcome(tmp_path / "whole")
+    scored = [line["iteration"] for line in expected[0] if "sem_seg/mIoU" in line]
+    assert scored == [0, 1, 2, 4], "each evaluation is written"
+
+    class Signalled:
+        images = 0
+
+        def __init__(self, cfg: Any, model: nn.Module) -> None:
+            self.model = model
+
+        def __call__(self, inputs: Any) -> Any:
+            Signalled.images += 1
+            if Signalled.images == 7:  # the second of the second evaluation's five
+                signal.raise_signal(signal.SIGTERM)
+            return self.model(inputs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("seg_ext.engine.evaluate.build_predictor", Signalled)
+        assert main([*command, str(tmp_path / "cut")]) == 130
+    assert Signalled.images == 7 and (tmp_path / "cut" / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert "stopped during an evaluation, kept model_0000001.pth; go on with it by --resume" in capsys.readouterr().err
+    assert main([command[0], "--resume", *command[1:], str(tmp_path / "cut")]) == 0
+    assert str(outcome(tmp_path / "cut")) == str(expected)
+
+
+def test_all_processes_stop_where_one_was_asked_once_their_own_batches_are_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop, seen = StopRequest(), list[int]()
+    assert list(stop.until([1, 2])) == [1, 2], "outside a training nothing is asked"
+    stop.listen()
+    try:
+        monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda own: [own, True])
+        with pytest.raises(CutOff):
+            for batch in stop.until([1, 2]):
+                seen.append(batch)
+        assert seen == [1, 2]
+        monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda own: [own, False])
+        assert list(stop.until([1, 2])) == [1, 2]
+    finally:
+        stop.release()
 
 
 def test_scoring_more_often_changes_no_loss(toy_config: Path, tmp_path: Path) -> None:
@@ -223,16 +272,16 @@ def test_a_second_signal_ends_the_run_at_once(
 
     monkeypatch.setattr(os, "_exit", leave)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    hook = StopOnSignal(SimpleNamespace())  # type: ignore[arg-type]
-    hook.before_train()
+    stop = StopRequest()
+    stop.listen()
     try:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # the same request, by way of a launcher
-        assert hook._asked_at is not None
-        hook._asked_at -= 2
+        assert stop._asked_at is not None
+        stop._asked_at -= 2
         with pytest.raises(SystemExit, match="130"):
             signal.raise_signal(signal.SIGINT)
     finally:
-        hook.after_train()
+        stop.release()
     assert "seg-ext: stopped at once" in capfd.readouterr().err
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -102,6 +102,15 @@ def test_warms_up_at_a_constant_rate() -> None:
     assert got == pytest.approx([0.2 * BASE] * 5 + [BASE] * 16)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_rate_of_zero_stays_zero(name: str) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
+    schedule = build_lr_scheduler(config(LR_SCHEDULER_NAME=name, BASE_LR=0.0), optimizer)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0
+
+
 @pytest.mark.parametrize(
     ("solver", "line"),
     [

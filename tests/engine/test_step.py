@@ -4,6 +4,7 @@ This file is also the program that each of two processes runs.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,19 +15,26 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from seg_ext.config import get_cfg
+from seg_ext.config import get_cfg, load_config
 from seg_ext.engine.loaders import build_test_loader
 from seg_ext.engine.solver import build_optimizer
-from seg_ext.engine.step import Step, accumulation, precision
+from seg_ext.engine.step import Step, accumulation, distribute, precision
 from seg_ext.engine.trainer import Trainer
 from seg_ext.engine.validation_loss import validation_losses
 from seg_ext.errors import UserError
 
 NO_BATCH_NORM = ("MODEL.VGG.NORM", "GN", "MODEL.SEM_SEG_HEAD.NORM", "GN")
+NARROW = (
+    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "GN"),
+    *("MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50, "MODEL.DEVICE", "cpu"),
+)
 WHOLE = (*NO_BATCH_NORM, "SOLVER.BASE_LR", "0.1", "SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "4")
 
 
@@ -77,6 +85,27 @@ def test_two_processes_train_and_score_as_one_with_the_double_batch(
     for parts in (1, 2):
         assert_equal(torch.load(tmp_path / f"parts{parts}.pth"), whole)
     assert json.loads((tmp_path / "scores.json").read_text()) == [losses, scores]
+    written, weights = json.loads((tmp_path / "mixed.json").read_text())
+    assert weights[0] == weights[1] and all(math.isfinite(value) for value in written.values())
+    assert written["loss_sem_seg"] > 0 < written["loss_mask"], "label maps on one process, instances on the other"
+
+
+def mixed_steps(rank: int) -> tuple[dict[str, float], list[float]]:
+    """Two updates on one kind of ground truth a process: the last losses, and the sum of the weights on each."""
+    cfg = load_config("coco/panoptic_fpn_R_50_1x.yaml", list(map(str, NARROW)))
+    torch.manual_seed(0)
+    model = distribute(build_model(cfg).train())
+    truth = Instances((48, 64), gt_classes=torch.tensor([1]), gt_masks=BitMasks(torch.zeros(1, 48, 64).bool()))
+    truth.gt_masks.tensor[0, 8:40, 10:50] = True
+    truth.gt_boxes = truth.gt_masks.get_bounding_boxes()
+    known = {"sem_seg": torch.randint(0, 54, (48, 64))} if rank == 0 else {"instances": truth}
+    batch = [{"image": torch.rand(3, 48, 64) * 255, **known}]
+    step = Step(model, [batch, batch], torch.optim.SGD(model.parameters(), lr=0.01))
+    with EventStorage() as storage:
+        for step.iter in range(2):
+            step.run_step()
+    written = {name: value for name, (value, _) in storage.latest().items() if "loss" in name}
+    return written, comm.all_gather(sum(p.detach().double().sum().item() for p in model.parameters()))
 
 
 def run_rank(rank: int, yaml: Path, folder: Path) -> None:
@@ -92,8 +121,10 @@ def run_rank(rank: int, yaml: Path, folder: Path) -> None:
         result = trained(run)
         if rank == 0:
             torch.save(result, folder / f"parts{parts}.pth")
+    mixed = mixed_steps(rank)
     if rank == 0:
         (folder / "scores.json").write_text(json.dumps(scores))
+        (folder / "mixed.json").write_text(json.dumps(mixed))
     comm.synchronize()
     torch.distributed.destroy_process_group()
 

@@ -73,6 +73,7 @@ def config(decoder: str, backbone: str, *, device: str = "meta", **more: Any) ->
     cfg = load_config("Base-COCO.yaml", ["MODEL.DEVICE", device])
     maps = MAPS.get(backbone, ["res2", "res3", "res4", "res5"])
     maps = [maps[0], maps[-1]] if decoder == "deeplabv3plus" else maps
+    maps = maps[:3] if decoder == "linknet" and backbone == "dilated R-50, C5" else maps  # of growing strides
     keys = {"BACKBONE.FREEZE_AT": 0, "SEM_SEG_HEAD.IN_FEATURES": maps, **BACKBONES[backbone]}
     if decoder in UNPOOLS and backbone == "VGG-16-FPN":
         indices = [f"pool{i}_indices" for i in range(1, UNPOOLS[decoder] + 1)]

@@ -25,6 +25,7 @@ ARGS: dict[str, dict[str, Any]] = {
     "unet": {"channels": [32, 16, 16]},
     "unetpp": {"depth": 2},
     "unet3p": {"channels": 8},
+    "linknet": {"channels": 8},
     "semantic_fpn": {"channels": 16, "pyramid": 16},
     "refinenet": {"channels": 16, "deepest_channels": 16, "pool_stages": 2},
     "gcn": {"kernel_size": 5},

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead, mask_rcnn_loss
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from seg_ext.config import load_config
+from seg_ext.modeling.mask_head import TrueClassMaskHead
 
 CFG = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml").MODEL
 
@@ -41,6 +43,40 @@ def test_the_mask_loss_touches_the_channel_of_the_true_class_alone() -> None:
         want[i, k] = (torch.sigmoid(chosen[i]) - target[i]).detach() / target.numel()
     assert torch.allclose(logits.grad, want, atol=1e-9)
     assert logits.grad.ne(0).flatten(2).any(2).sum(1).tolist() == [1, 1, 1]  # exactly 0 in the other K - 1
+
+
+@pytest.mark.parametrize(("number", "norm", "convs"), [(7, "", 2), (1, "GN", 1), (3, "", 0)])
+@pytest.mark.parametrize("classes", [[2, 0, 1], []])
+def test_a_head_that_computes_the_true_class_alone_has_its_parents_loss_and_gradients(
+    number: int, norm: str, convs: int, classes: list[int]
+) -> None:
+    torch.manual_seed(0)
+    shape, kind = ShapeSpec(channels=6, height=5, width=5), {"conv_dims": [8] * (convs + 1), "conv_norm": norm}
+    if norm:
+        kind["conv_dims"] = [32] * (convs + 1)
+    head = TrueClassMaskHead(shape, num_classes=number, loss_weight=0.5, **kind)
+    parent = MaskRCNNConvUpsampleHead(shape, num_classes=number, loss_weight=0.5, **kind)
+    torch.nn.init.normal_(head.predictor.weight)
+    torch.nn.init.normal_(head.predictor.bias)
+    torch.nn.init.normal_(head.deconv.bias)
+    parent.load_state_dict(head.state_dict())
+    regions = proposals([k % number for k in classes], 10)
+    inputs = torch.randn(len(classes), 6, 5, 5)
+    found = []
+    for one in (head, parent):
+        x = inputs.clone().requires_grad_()
+        with EventStorage() as storage:
+            losses = one.train()(x, [regions, proposals([], 10)])
+        losses["loss_mask"].backward()
+        grads = {name: p.grad for name, p in one.named_parameters()}
+        accuracy = {name: value for name, (value, _) in storage.latest().items()}
+        found.append((losses, grads, x.grad, accuracy))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    if classes:
+        assert found[0][2].abs().max() > 0 and found[0][3]
+        boxes = {"pred_boxes": regions.proposal_boxes, "pred_classes": regions.gt_classes}
+        masks = [one.eval()(inputs, [Instances((10, 10), **boxes)])[0].pred_masks for one in (head, parent)]
+        assert torch.equal(*masks)
 
 
 def bilinear(plane: np.ndarray, y: float, x: float) -> float:

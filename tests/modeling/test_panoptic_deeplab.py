@@ -106,8 +106,8 @@ def test_perfect_outputs_give_the_ground_truth_at_any_output_size(scale: int) ->
     size = (scale * SIDE, scale * SIDE)
     label = inputs["sem_seg"].repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     scores = 9.0 * torch.nn.functional.one_hot(label, 3).permute(2, 0, 1).float()
-    found = model.ins_embed_head.segments(scores, wanted["heat"][0], wanted["offset"][0], (SIDE, SIDE))
-    (segments, info), instances = found
+    maps = model.ins_embed_head.resized(wanted["heat"][0], wanted["offset"][0], (SIDE, SIDE), size)
+    (segments, info), instances = model.ins_embed_head.segments(scores, *maps)
     assert segments.shape == size and len(instances) == 4
     assert sorted(s["category_id"] for s in info if s["isthing"]) == [0, 0, 1, 1]  # classes of instances
     truth = ids.repeat_interleave(scale, 0).repeat_interleave(scale, 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from detectron2.data.datasets.coco import load_coco_json
 
@@ -69,15 +71,18 @@ def load_coco(
         choose: of the images' names in the file, those that are wanted.
 
     Raises:
-        UserError: a file is missing, or the annotations are not COCO's.
+        UserError: a file is missing, the annotations are not COCO's, or one is of an unknown category.
     """
     for file in (json_file, image_root):
         require(name, file, hint)
     try:
         records = load_coco_json(str(json_file), str(image_root), name if thing_ids is None else None)
         for annotation in chain.from_iterable(r["annotations"] for r in records if thing_ids is not None):
-            annotation["category_id"] = (thing_ids or {})[annotation["category_id"]]
+            annotation["category_id"] = class_of(thing_ids or {}, annotation["category_id"], f"{name}: {json_file}")
     except (KeyError, TypeError, ValueError, AssertionError) as error:
+        if isinstance(error, UserError):
+            raise
+        _check_categories(name, json_file)
         raise UserError(f"data set {name}: {json_file} is no COCO instances file: {error!r}") from error
     names = [os.path.relpath(record["file_name"], image_root) for record in records]
     chosen = choose(names)
@@ -85,3 +90,39 @@ def load_coco(
     for record in records:
         require(name, Path(record["file_name"]), hint)
     return records
+
+
+def class_of(ids: Mapping[int, int], category: Any, where: str) -> int:
+    """The class of a category id.
+
+    Args:
+        ids: category id -> class.
+        category: of an annotation or a segment.
+        where: data set and file, for the error.
+
+    Raises:
+        UserError: it is none of the ids.
+    """
+    if category not in ids:
+        raise UserError(f"data set {where}: category_id {category!r} is unknown; known are {_listed(list(ids))}")
+    return ids[category]
+
+
+def _check_categories(name: str, json_file: Path) -> None:
+    """Refuse an annotation of a category that its own file does not list; a file of another kind passes."""
+    try:
+        content = json.loads(json_file.read_bytes())
+        known = {category["id"]: 0 for category in content["categories"]}
+        used = [(annotation.get("id"), annotation["category_id"]) for annotation in content["annotations"]]
+    except (KeyError, TypeError, AttributeError, ValueError, OSError):
+        return
+    for number, category in used:
+        class_of(known, category, f"{name}: {json_file}: annotation {number}")
+
+
+def _listed(ids: Sequence[int]) -> str:
+    """Ids in ascending order, neighbours as ranges."""
+    ids = sorted(ids)
+    starts = [i for i, j in zip(ids, [None, *ids], strict=False) if j is None or i != j + 1]
+    ends = [i for i, j in zip(ids, [*ids[1:], None], strict=True) if j is None or j != i + 1]
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)) or "none"

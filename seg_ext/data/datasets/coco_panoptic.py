@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seg_ext.data.datasets.catalog import Records, register, require
-from seg_ext.data.datasets.coco_instances import load_coco
+from seg_ext.data.datasets.coco_instances import class_of, load_coco
 from seg_ext.data.datasets.folder import semantic_metadata
 from seg_ext.data.datasets.split import Choose, choose_all
 from seg_ext.data.palette import palette
@@ -59,13 +59,40 @@ def register_coco_panoptic(
         "panoptic_root": base / f"panoptic_{split}",
         "panoptic_json": base / f"panoptic_{split}.json",
     }
-    ids = {"thing_dataset_id_to_contiguous_id": dict(thing_ids), "stuff_dataset_id_to_contiguous_id": dict(stuff_ids)}
-    metadata = semantic_metadata(stuff_classes, stuff_colors) | {
+    things = {"classes": thing_classes, "colors": thing_colors, "ids": thing_ids}
+    stuff = {"classes": stuff_classes, "colors": stuff_colors, "ids": stuff_ids}
+    register_files(name, files, things, stuff, thing_sem_seg_ids=thing_sem_seg_ids, hint=hint)
+
+
+def register_files(
+    name: str,
+    files: Mapping[str, Path],
+    things: Mapping[str, Any],
+    stuff: Mapping[str, Any],
+    *,
+    thing_sem_seg_ids: Sequence[int],
+    hint: str,
+) -> None:
+    """Register a panoptic set whose files lie anywhere; a second call with the same name replaces the first.
+
+    Args:
+        name: as it is called in DATASETS.TRAIN and DATASETS.TEST.
+        files: "image_root", "sem_seg_root" (NAME.png), "json_file" (instances), "panoptic_root", "panoptic_json".
+        things: "classes", "ids" and, unless they are the default palette's, "colors" of
+            :func:`register_coco_panoptic`'s things.
+        stuff: likewise of its semantic classes.
+        thing_sem_seg_ids: likewise.
+        hint: likewise.
+    """
+    thing_ids, stuff_ids = dict(things["ids"]), dict(stuff["ids"])
+    colors = things.get("colors") or palette(len(things["classes"]) + 1)[1:]
+    metadata = semantic_metadata(stuff["classes"], stuff.get("colors")) | {
         "evaluator_type": "coco_panoptic_seg",
-        "thing_classes": list(thing_classes),
-        "thing_colors": [tuple(color) for color in thing_colors or palette(len(thing_classes) + 1)[1:]],
+        "thing_classes": list(things["classes"]),
+        "thing_colors": [tuple(color) for color in colors],
         "thing_sem_seg_ids": tuple(thing_sem_seg_ids),
-        **ids,
+        "thing_dataset_id_to_contiguous_id": thing_ids,
+        "stuff_dataset_id_to_contiguous_id": stuff_ids,
         **{key: str(file) for key, file in files.items()},
     }
     register(name, partial(_load, name, files, thing_ids, stuff_ids, hint), **metadata)
@@ -124,9 +151,9 @@ def load_panoptic(
         lacking = [file for file in sorted(chosen) if images[file]["id"] not in annotated]
         if lacking:
             raise UserError(f"data set {name}: {json_file} has no annotation of {lacking[0]}")
+        where, ids = f"{name}: {json_file}", (thing_ids, stuff_ids)
         return [
-            _panoptic_record(name, image_root / file, image, panoptic_root, annotated[image["id"]], ids, hint)
-            for ids in ((thing_ids, stuff_ids),)
+            _panoptic_record(name, image_root / file, image, panoptic_root, annotated[image["id"]], ids, where, hint)
             for file, image in images.items()
             if file in chosen
         ]
@@ -140,7 +167,7 @@ def segment_colors(segments: Sequence[Mapping[str, Any]], semantic: Mapping[int,
     """Colour of each segment in a panoptic PNG -> semantic class; void's black -> 255.
 
     Args:
-        segments: COCO segments_info.
+        segments: COCO segments_info, of categories that ``semantic`` has.
         semantic: category id -> semantic class.
     """
     colors = {tuple(segment["id"] >> shift & 255 for shift in (0, 8, 16)): segment for segment in segments}
@@ -154,6 +181,7 @@ def _panoptic_record(
     panoptic_root: Path,
     annotation: Mapping[str, Any],
     ids: tuple[Mapping[int, int], Mapping[int, int]],
+    where: str,
     hint: str,
 ) -> dict[str, Any]:
     png = panoptic_root / annotation["file_name"]
@@ -166,7 +194,7 @@ def _panoptic_record(
         "height": image["height"],
         "width": image["width"],
         "pan_seg_file_name": str(png),
-        "segments_info": _segments(segments, *ids),
+        "segments_info": _segments(segments, *ids, f"{where}: image {image['id']}"),
         "sem_seg_file_name": str(png),
         "sem_seg_label_colors": segment_colors(segments, ids[1]),
     }
@@ -180,9 +208,15 @@ def _load(
     records = load_coco(name, files["json_file"], files["image_root"], hint=hint)
     try:
         annotations = json.loads(files["panoptic_json"].read_text())["annotations"]
-        segments = {a["image_id"]: _segments(a["segments_info"], thing_ids, stuff_ids) for a in annotations}
+        where = f"{name}: {files['panoptic_json']}"
+        segments = {
+            a["image_id"]: _segments(a["segments_info"], thing_ids, stuff_ids, f"{where}: image {a['image_id']}")
+            for a in annotations
+        }
         pngs = {a["image_id"]: files["panoptic_root"] / a["file_name"] for a in annotations}
     except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"data set {name}: {files['panoptic_json']} is no COCO panoptic file: {error!r}") from error
     for record in records:
         image, key = Path(record["file_name"]), record["image_id"]
@@ -200,10 +234,11 @@ def _load(
 
 
 def _segments(
-    infos: Sequence[Mapping[str, Any]], thing_ids: Mapping[int, int], stuff_ids: Mapping[int, int]
+    infos: Sequence[Mapping[str, Any]], thing_ids: Mapping[int, int], stuff_ids: Mapping[int, int], where: str
 ) -> list[dict[str, Any]]:
+    known = {**stuff_ids, **thing_ids}
     return [
-        dict(info) | {"isthing": isthing, "category_id": (thing_ids if isthing else stuff_ids)[info["category_id"]]}
+        dict(info) | {"isthing": category in thing_ids, "category_id": class_of(known, category, where)}
         for info in infos
-        for isthing in (info["category_id"] in thing_ids,)
+        for category in (info["category_id"],)
     ]

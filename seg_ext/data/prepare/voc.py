@@ -1,7 +1,8 @@
-"""PASCAL VOC 2012: the augmented training set from the Semantic Boundaries Dataset, and instances as COCO has them."""
+"""PASCAL VOC 2012: the augmented training set from the Semantic Boundaries Dataset; instances and panoptic maps."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from tqdm import tqdm
 
-from seg_ext.data.datasets.voc import CLASSES, load
+from seg_ext.data.datasets.voc import BACKGROUND, CLASSES, load
+from seg_ext.data.derive import derive_image
 from seg_ext.data.label_io import read_label, write_label
 from seg_ext.data.prepare.archive import members, opened
 from seg_ext.data.prepare.downloads import NAME, Download, unpack_downloads, verify, wanted
@@ -45,7 +48,8 @@ def prepare(root: Path, source: Path | None = None) -> Report:
 
     With the Semantic Boundaries Dataset, ``SegmentationClassAug/`` and ``ImageSets/Segmentation/trainaug.txt``: VOC's
     training images with VOC's own labels, and the others less VOC's validation images. From ``SegmentationObject/``,
-    where it is there, ``instances_{train,val}.json``: an object's category is the class of most of its pixels.
+    where it is there, ``instances_{train,val}.json``: an object's category is the class of most of its pixels; and the
+    panoptic ``panoptic_{train,val}/NAME.png`` with their JSON: objects are things, the background is stuff.
 
     Args:
         root: folder of all data sets.
@@ -81,7 +85,9 @@ def prepare(root: Path, source: Path | None = None) -> Report:
             images = (_image(place, name) for name in tqdm(names, file.stem, unit="img", disable=None, leave=False))
             write_json(file, coco_instances(images, CLASSES[1:]))
             written += 1
-        lines.append(f"voc_sem_seg_{split}, voc_instances_{split}: {len(_names(lists / f'{split}.txt'))} images")
+        written += _write_panoptic(place, split)
+        listed = f"voc_sem_seg_{split}, voc_instances_{split}, voc_panoptic_{split}"
+        lines.append(f"{listed}: {len(_names(lists / f'{split}.txt'))} images")
     return Report(place, written > 0, lines)
 
 
@@ -137,14 +143,56 @@ def _write_mat(mat: Path, path: Path) -> None:
     write_label(path, labels)
 
 
-def _image(place: Path, name: str) -> tuple[dict[str, Any], Annotations]:
+def _write_panoptic(place: Path, split: str) -> int:
+    """Number of files written: the PNGs that are missing, then the JSON file of the instances' image ids."""
+    file, folder = place / f"panoptic_{split}.json", place / f"panoptic_{split}"
+    if file.exists():
+        return 0
+    images = json.loads((place / f"instances_{split}.json").read_bytes())["images"]
+    names = [Path(image["file_name"]).stem for image in images]
+    outputs: dict[Path, Writer] = {folder / f"{name}.png": partial(_save_ids, place, name) for name in names}
+    written = make(outputs, file.stem)
+    listed = [
+        {"image_id": image["id"], "file_name": f"{name}.png", "segments_info": _segments(place, name)}
+        for image, name in zip(images, tqdm(names, file.stem, unit="img", disable=None, leave=False), strict=True)
+    ]
+    kinds = [{"id": i, "name": name, "isthing": 1} for i, name in enumerate(CLASSES[1:], 1)]
+    kinds.append({"id": BACKGROUND, "name": CLASSES[0], "isthing": 0})
+    write_json(file, {"images": images, "annotations": listed, "categories": kinds})
+    return written + 1
+
+
+def _save_ids(place: Path, name: str, path: Path) -> None:
+    ids = _with_background(*_read(place, name)).astype(np.uint8)  # an image has fewer than 255 objects
+    zeros = np.zeros_like(ids)
+    Image.fromarray(np.stack([ids, zeros, zeros], axis=2)).save(path, format="PNG")
+
+
+def _with_background(ids: NDArray[np.integer], classes: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Ids of the objects, after them that of the background, and 0 for what is void."""
+    return np.where((ids == 0) & (classes == 0), ids.max(initial=0) + 1, ids)
+
+
+def _segments(place: Path, name: str) -> list[dict[str, Any]]:
+    ids, classes = _read(place, name)
+    categories = _categories(name, ids, classes) | {int(ids.max(initial=0)) + 1: BACKGROUND}
+    found = derive_image(_with_background(ids, classes)).segments  # void is the last one there
+    return [segment | {"category_id": categories[segment["id"]]} for segment in found if segment["id"] in categories]
+
+
+def _read(place: Path, name: str) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Ids of the objects, 0 where there is none or void, and the classes."""
     classes, objects = (
         read_label(place / folder / f"{name}.png") for folder in ("SegmentationClass", "SegmentationObject")
     )
     if classes.shape != objects.shape:
         raise UserError(f"{place}: {name}.png of SegmentationClass and SegmentationObject differ in size")
+    return np.where(objects == VOID, 0, objects), classes
+
+
+def _image(place: Path, name: str) -> tuple[dict[str, Any], Annotations]:
+    ids, classes = _read(place, name)
     height, width = classes.shape
-    ids = np.where(objects == VOID, 0, objects)
     annotations = annotate(ids, _categories(name, ids, classes))
     return {"file_name": f"{name}.jpg", "height": height, "width": width}, annotations
 

@@ -83,6 +83,22 @@ def test_a_file_of_another_format_is_named(tree: Path, name: str, content: str) 
         DatasetCatalog.get(NAME)
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("instances_train", r"instances_train\.json: annotation 2: category_id 7 is unknown; known are 1$"),
+        ("panoptic_train", r"panoptic_train\.json: image 1: category_id 7 is unknown; known are 1-2$"),
+    ],
+)
+def test_a_category_outside_the_map_is_named_with_file_and_known_ids(tree: Path, file: str, message: str) -> None:
+    content = json.loads((tree / f"{file}.json").read_text())
+    annotations = content["annotations"]
+    (annotations[0]["segments_info"] if file == "panoptic_train" else annotations)[1]["category_id"] = 7
+    (tree / f"{file}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        DatasetCatalog.get(NAME)
+
+
 def test_an_image_without_panoptic_annotation_is_named(tree: Path) -> None:
     content = json.loads((tree / "panoptic_train.json").read_text())
     content["annotations"].pop()

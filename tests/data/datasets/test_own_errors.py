@@ -129,14 +129,18 @@ def test_splits_with_different_categories_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("coco", lambda c: c["annotations"][0].update(category_id=4), "no COCO instances file: KeyError(4)"),
+        ("coco", lambda c: c["annotations"][0].update(category_id=4), "json: category_id 4 is unknown; known are"),
         ("coco", lambda c: c["annotations"][0].pop("segmentation"), "an annotation has no segmentation"),
         (
             "coco",
             lambda c: c["annotations"][0].update(segmentation={"size": [9, 9], "counts": [81]}),
             "a mask of (9, 9) on an image of (48, 56)",
         ),
-        ("panoptic", lambda c: c["annotations"][0]["segments_info"][0].update(category_id=4), "KeyError(4)"),
+        (
+            "panoptic",
+            lambda c: c["annotations"][0]["segments_info"][0].update(category_id=4),
+            "category_id 4 is unknown; known are",
+        ),
         ("panoptic", lambda c: c["annotations"].pop(0), "has no annotation of s0.png"),
         ("panoptic", lambda c: c["annotations"][0]["segments_info"][1].update(id=77), "no pixel of segment 77"),
     ],

@@ -31,7 +31,7 @@ FOLDER = {  # of the names
     **{f"aerial_dubai_{split}": "aerial_dubai" for split in ("train", "val")},
     **{f"ade20k_150_{split}": "ADEChallengeData2016" for split in ("train", "val")},
     **{f"coco_stuff_171_{split}": "coco" for split in ("train", "val")},
-    **{f"voc_instances_{split}": "VOC2012" for split in ("train", "val")},
+    **{f"voc_{task}_{split}": "VOC2012" for task in ("instances", "panoptic") for split in ("train", "val")},
     "voc_sem_seg_trainaug": "VOC2012",
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 from pycocotools import mask as mask_util
@@ -18,10 +19,11 @@ from scipy.io import savemat
 from seg_ext.data.datasets import aerial_dubai as dubai_set
 from seg_ext.data.datasets import potsdam as potsdam_set
 from seg_ext.data.datasets import register_all
-from seg_ext.data.label_io import read_image, read_label, write_label
+from seg_ext.data.label_io import read_image, read_label, read_panoptic_ids, write_label
 from seg_ext.data.palette import palette
 from seg_ext.data.prepare import PREPARE, aerial_dubai, coco, dsb2018, isbi2012, potsdam, voc
 from seg_ext.errors import UserError
+from seg_ext.evaluation import PanopticEvaluator
 
 pytestmark = pytest.mark.usefixtures("restored_catalogs")
 
@@ -377,8 +379,8 @@ def test_voc_trainaug_is_both_sets_less_validation_with_vocs_own_labels_first(
 def test_voc_instances_leave_void_out_and_take_the_class_of_their_pixels(voc_root: Path) -> None:
     report = voc.prepare(voc_root)
     assert report.lines == [
-        "voc_sem_seg_train, voc_instances_train: 2 images",
-        "voc_sem_seg_val, voc_instances_val: 1 images",
+        "voc_sem_seg_train, voc_instances_train, voc_panoptic_train: 2 images",
+        "voc_sem_seg_val, voc_instances_val, voc_panoptic_val: 1 images",
     ]
     content = json.loads((voc_root / "VOC2012/instances_train.json").read_text())
     person, cow = (a for a in content["annotations"] if a["image_id"] == 1)
@@ -387,6 +389,23 @@ def test_voc_instances_leave_void_out_and_take_the_class_of_their_pixels(voc_roo
     assert mask_util.area(person["segmentation"]) == 6
     assert [c["name"] for c in content["categories"]][14] == "person" and len(content["categories"]) == 20
     assert len({a["id"] for a in content["annotations"]}) == len(content["annotations"]) == 4
+
+
+def test_vocs_panoptic_maps_have_objects_as_things_on_the_background_and_leave_void_out(voc_root: Path) -> None:
+    voc.prepare(voc_root)
+    register_all(voc_root)
+    objects = read_label(voc_root / "VOC2012/SegmentationObject/v3.png")
+    (record,) = DatasetCatalog.get("voc_panoptic_val")
+    expected = np.where(objects == 255, 0, np.where(objects == 0, 3, objects))
+    ids = read_panoptic_ids(record["pan_seg_file_name"])
+    assert np.array_equal(ids, expected)
+    listed = [(s["id"], s["category_id"], s["isthing"], s["area"]) for s in record["segments_info"]]
+    assert listed == [(1, 14, True, 6), (2, 9, True, 12), (3, 0, False, 52)]
+    evaluator = PanopticEvaluator("voc_panoptic_val")
+    evaluator.process([record], [{"panoptic_seg": (torch.from_numpy(ids), record["segments_info"])}])
+    scores = evaluator.evaluate()["panoptic_seg"]
+    assert scores["PQ"] == scores["PQ_th"] == scores["PQ_st"] == scores["PQ-person"] == scores["PQ-background"] == 100
+    assert not voc.prepare(voc_root).fresh
 
 
 def test_voc_says_what_is_wrong(tmp_path: Path, voc_root: Path, sbd: Path) -> None:
