@@ -56,7 +56,6 @@ FIRST_LOSS: dict[str, tuple[float, str]] = {
     "unet3p": (1.0, "He's initialisation of the last convolution"),
     "dsb2018/unetpp.yaml": (1.0, "He's initialisation, and dropout after every convolution doubles what is read"),
     "dsb2018/unetpp_deepsup.yaml": (1.0, "as above"),
-    "isbi2012/unet.yaml": (1.0, "He's initialisation of the last convolution, as of the others"),
     "gcn": (0.6, "torch's default initialisation throughout: four scores are added and refined"),
     "refinenet": (0.6, "torch's default initialisation throughout, no norm: residual maps add up"),
     "fcn_sum": (1.5, "score weights of std 0.01 on ResNet's sums of residual maps, added over the levels"),

@@ -123,13 +123,13 @@ class SeparableConv(nn.Module):
 def score_layer(in_channels: int, num_classes: int, *, kernel_size: int = 1, std: float | None = None) -> nn.Conv2d:
     """Convolution to class scores, 1x1 unless said, bias 0, weights normal with `std` (0: all zero, FCN).
 
-    It is 0.01 unless said, and sqrt(2 / fan_in) (He et al. 2015) for one or two classes: beside a majority of
-    background the weights that tell them apart, over a ReLU's outputs, which are never negative, soon had one sign
-    under Adam, and no score could rise above the bias.
+    It is 0.01 unless said, and sqrt(2 / fan_in) (He et al. 2015) for a single class: beside a majority of background
+    the weights of a lone sigmoid over a ReLU's outputs, which are never negative, soon had one sign, and no score of
+    theirs could rise above the bias.
     """
     layer = nn.Conv2d(in_channels, num_classes, kernel_size, padding=kernel_size // 2)
     if std is None:
-        std = 0.01 if num_classes > 2 else sqrt(2 / (in_channels * kernel_size**2))
+        std = 0.01 if num_classes > 1 else sqrt(2 / (in_channels * kernel_size**2))
     nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
