@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,7 @@ from seg_ext.errors import UserError
 _WINDOW = 20  # iterations whose median a noisy number is written as, as in metrics.json
 
 
-class TrackingWriter(EventWriter):
+class TrackingWriter(EventWriter, ABC):
     """Numbers of an :class:`EventStorage` by iteration, each once; the run is opened when the first are there."""
 
     package: str
@@ -70,17 +71,17 @@ class TrackingWriter(EventWriter):
         if self._pictures:
             storage.clear_images()
 
+    @abstractmethod
     def open(self, run_id: str | None) -> Any:
         """Begin a run, or go on with that of this id; note the id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log(self, values: dict[str, float], iteration: int) -> None:
         """Write numbers of one iteration."""
-        raise NotImplementedError
 
+    @abstractmethod
     def show(self, name: str, picture: Any, iteration: int) -> None:
         """Write an (3, H, W) uint8 picture."""
-        raise NotImplementedError
 
 
 class WandbWriter(TrackingWriter):
