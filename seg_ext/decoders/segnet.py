@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, score_layer
+from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, he_fan_in, score_layer
 
 from .contract import check_dropout, check_features, check_sizes
 
@@ -113,7 +113,7 @@ class SegNet(Unpooling):
             layers: list[nn.Module] = [ConvNormAct(width, width, bias=True, norm=norm) for _ in range(count - 1)]
             if out is None:
                 score = nn.Conv2d(width, num_classes, 3, padding=1)
-                nn.init.kaiming_normal_(score.weight)
+                he_fan_in(score)
                 nn.init.zeros_(score.bias)  # type: ignore[arg-type]
                 layers.append(score)
             else:

@@ -8,7 +8,7 @@ from itertools import pairwise, zip_longest
 import torch
 from torch import Tensor, nn
 
-from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, resize_to, score_layer
+from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, he_fan_in, resize_to, score_layer
 
 from .contract import check_features, check_sizes
 
@@ -61,7 +61,10 @@ class UpBlock(nn.Module):
         joined = skip_channels + (out_channels if up in ("transpose", "bilinear_conv") else in_channels)
         widths = [joined, *[out_channels] * convs]
         padding = None if crop is None else 0
-        self.convs = nn.ModuleList(ConvNormAct(a, b, norm=norm, padding=padding) for a, b in pairwise(widths))
+        blocks = [ConvNormAct(a, b, norm=norm, padding=padding) for a, b in pairwise(widths)]
+        for block in blocks:
+            he_fan_in(block.conv, dropout=dropout)
+        self.convs = nn.ModuleList(blocks)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
@@ -156,7 +159,8 @@ class UNet(nn.Module):
         widths = [skip.channels for _, skip in skips] if channels is None else list(channels)
         if len(widths) != len(skips):
             raise ValueError(f"UNet takes one of channels for each of {len(skips)} joined features, not {widths}")
-        check_sizes("UNet", "channels, extra_ups and convs", (*widths, *extra_ups, convs))
+        sizes = (*widths, *extra_ups, convs, score_kernel_size)
+        check_sizes("UNet", "channels, extra_ups, convs and score_kernel_size", sizes)
         shallowest = skips[-1][1].stride if skips else spec.stride
         if up not in UPS or shallowest % 2 ** len(extra_ups):
             raise ValueError(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, resize_to
+from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, he_fan_in, resize_to
 
 from .contract import check_dropout, check_features, check_sizes
 
@@ -25,14 +25,14 @@ ABSENT = -1e4
 def conv(in_channels: int, out_channels: int, *, kernel_size: int = 3) -> nn.Conv2d:
     """Padded convolution with bias, weights normal with std sqrt(2 / fan_in): (N, C, h, w) -> (N, C', h, w)."""
     layer = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-    nn.init.kaiming_normal_(layer.weight)
+    he_fan_in(layer)
     return layer
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, *, norm: Norm | None) -> ConvNormAct:
     """The same 3x3 convolution (bias before a norm too), norm, ReLU; BatchNorm's weights start normal (1, 0.02)."""
     block = ConvNormAct(in_channels, out_channels, bias=True, norm=norm)
-    nn.init.kaiming_normal_(block.conv.weight)
+    he_fan_in(block.conv)
     if isinstance(block.norm, nn.modules.batchnorm._BatchNorm):
         nn.init.normal_(block.norm.weight, 1, 0.02)
     return block

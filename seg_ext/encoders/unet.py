@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg_ext.layers import ConvNormAct, FeatureSpec, Norm
+from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, he_fan_in
 
 from .contract import Encoder, mirror_pad, smallest_side
 
@@ -18,6 +18,7 @@ class UNetEncoder(Encoder):
     """Levels of two 3x3 convolutions, 2x2 max pools between them, channels doubling: "level1" (stride 1), "level2" ...
 
     Beside the four-level expanding path of `UNet` without padding it makes the original net: 572 pixels in, 388 out.
+    Weights start normal with std sqrt(2 / fan_in) (section 3), less where dropout follows every convolution.
     """
 
     def __init__(
@@ -70,10 +71,13 @@ class UNetEncoder(Encoder):
         channels, offset, steps = in_channels, -self.margin, []
         for level in range(1, depth + 1):
             out, stride = width * 2 ** (level - 1), 2 ** (level - 1)
-            self.levels[f"level{level}"] = nn.Sequential(
-                ConvNormAct(channels, out, padding=padding, bias=bias or norm is None, norm=norm),
-                ConvNormAct(out, out, padding=padding, bias=bias or norm is None, norm=norm),
-            )
+            blocks = [
+                ConvNormAct(width_in, out, padding=padding, bias=bias or norm is None, norm=norm)
+                for width_in in (channels, out)
+            ]
+            for block in blocks:
+                he_fan_in(block.conv, dropout=dropout if self.drops_every_conv else 0.0)
+            self.levels[f"level{level}"] = nn.Sequential(*blocks)
             offset += 2 * stride if valid else 0
             steps += [(2, 0)] * (level > 1) + [(1, 4 if valid else 0)]
             self.specs[f"level{level}"] = FeatureSpec(out, stride, offset)

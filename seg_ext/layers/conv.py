@@ -74,6 +74,14 @@ class ConvNormAct(nn.Module):
         return x if self.act is None else self.act(x)
 
 
+def he_fan_in(conv: nn.Conv2d, *, dropout: float = 0.0) -> None:
+    """Draw the weights anew, normal with std sqrt(2 (1 - dropout) / fan_in): He et al. 2015, eq. 10.
+
+    Behind a ReLU and a dropout of that probability, which divides what it keeps, maps then keep their second moment.
+    """
+    nn.init.normal_(conv.weight, std=sqrt(2 * (1 - dropout) / conv.weight[0].numel()))
+
+
 class SeparableConv(nn.Module):
     """Depthwise convolution, norm, activation, then 1x1 convolution, norm, activation (DeepLabv3+ section 3.1)."""
 
@@ -123,14 +131,15 @@ class SeparableConv(nn.Module):
 def score_layer(in_channels: int, num_classes: int, *, kernel_size: int = 1, std: float | None = None) -> nn.Conv2d:
     """Convolution to class scores, 1x1 unless said, bias 0, weights normal with `std` (0: all zero, FCN).
 
-    It is 0.01 unless said, and sqrt(2 / fan_in) (He et al. 2015) for a single class: beside a majority of background
-    the weights of a lone sigmoid over a ReLU's outputs, which are never negative, soon had one sign, and no score of
-    theirs could rise above the bias.
+    It is 0.01 unless said, and sqrt(2 / fan_in) (He et al. 2015) for one or two classes: beside a majority of
+    background the weights that tell them apart, over a ReLU's outputs, which are never negative, soon had one sign
+    under Adam, and no score could rise above the bias.
     """
     layer = nn.Conv2d(in_channels, num_classes, kernel_size, padding=kernel_size // 2)
-    if std is None:
-        std = 0.01 if num_classes > 1 else sqrt(2 / (in_channels * kernel_size**2))
-    nn.init.normal_(layer.weight, std=std)
+    if std is None and num_classes <= 2:
+        he_fan_in(layer)
+    else:
+        nn.init.normal_(layer.weight, std=0.01 if std is None else std)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.segmentation.fcn import FCNHead
 
-from seg_ext.layers import ConvNormAct, SeparableConv, conv_head, group_norm, score_layer
+from seg_ext.layers import ConvNormAct, SeparableConv, conv_head, group_norm, he_fan_in, score_layer
 
 
 def test_the_convolution_has_a_bias_only_without_norm():
@@ -35,6 +35,15 @@ def test_weights_are_he_normal_by_the_fan_out_of_a_group(groups):
     torch.manual_seed(0)
     weight = ConvNormAct(64, 128, groups=groups, norm=None).conv.weight
     assert weight.std().item() == pytest.approx(sqrt(2 / (9 * 128 / groups)), rel=0.1)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_hes_fan_in_keeps_the_second_moment_of_maps_through_relu_and_dropout(dropout):
+    torch.manual_seed(0)
+    layer = ConvNormAct(96, 32, norm=None)
+    he_fan_in(layer.conv, dropout=dropout)
+    x = torch.nn.functional.dropout(layer(torch.randn(2, 96, 32, 32)), dropout)
+    assert x.square().mean().item() == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm])
@@ -101,9 +110,9 @@ def test_conv_head_equals_torchvisions_fcn_head():
 
 
 @pytest.mark.parametrize(
-    ("classes", "kernel_size", "std"), [(2, 1, 0.01), (21, 3, 0.01), (1, 1, 1 / 32), (1, 3, 1 / 96)]
+    ("classes", "kernel_size", "std"), [(3, 1, 0.01), (21, 3, 0.01), (2, 1, 1 / 32), (1, 3, 1 / 96)]
 )
-def test_weights_of_a_lone_class_start_as_hes_and_of_several_at_a_hundredth(classes, kernel_size, std):
+def test_weights_of_one_or_two_classes_start_as_hes_and_of_more_at_a_hundredth(classes, kernel_size, std):
     layer = score_layer(2048, classes, kernel_size=kernel_size)
     assert layer.weight.std().item() == pytest.approx(std, rel=0.1)
     assert not layer.bias.any()
