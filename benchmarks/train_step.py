@@ -1,11 +1,13 @@
 """Training steps a second of seg_ext's engine, of detectron2's SimpleTrainer and of a bare loop: same losses first.
 
-python benchmarks/train_step.py [--network smp_unet demo] [--steps 10] [--rounds 7] [--size 256] [--batch 4] [--profile]
+python benchmarks/train_step.py [--network smp_unet one_conv demo] [--steps 10] [--rounds 7] [--size 256] [--batch 4]
+                                [--profile]
 
-Networks: smp_unet is segmentation_models_pytorch's U-Net on ResNet-18, whose bare loop is that of its users; demo is
-the panoptic network of the demo's config (U-Net beside Mask R-CNN, 150 iterations in the README), at 256x256 here,
-which detectron2 trains as its own PanopticFPN with its own mask head. All have the same first weights, the same batches
-in memory, the same loss and SGD with momentum. The engine's step is timed whole, with all its hooks: timer, schedule,
+Networks: smp_unet is segmentation_models_pytorch's U-Net on ResNet-18, whose bare loop is that of its users; one_conv
+has one 1x1 convolution, so that the difference of two is what a loop costs a step, whatever the network; demo is the
+panoptic network of the demo's config (U-Net beside Mask R-CNN, 150 iterations in the README), at 256x256 here, which
+detectron2 trains as its own PanopticFPN with its own mask head. All have the same first weights, the same batches in
+memory, the same loss and SGD with momentum. The engine's step is timed whole, with all its hooks: timer, schedule,
 signals, metrics.json and TensorBoard; detectron2's and the bare loop have none. Ratios above 1 are in seg_ext's favour.
 --profile names the operators on which a step spends most.
 """
@@ -50,16 +52,32 @@ class SmpUNet(nn.Module):
     """smp's network as a model of detectron2's kind: inputs in, losses out."""
 
     def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.net = self.network()
+
+    @staticmethod
+    def network() -> nn.Module:
+        """(N, 3, H, W) -> (N, CLASSES, H, W)."""
         import segmentation_models_pytorch as smp
 
-        super().__init__()
-        self.net = smp.Unet("resnet18", encoder_weights=None, classes=CLASSES)
+        unet: nn.Module = smp.Unet("resnet18", encoder_weights=None, classes=CLASSES)
+        return unet
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of a batch."""
         images = torch.stack([sample["image"] for sample in batch])
         target = torch.stack([sample["sem_seg"] for sample in batch])
         return {"loss": F.cross_entropy(self.net(images), target)}
+
+
+@META_ARCH_REGISTRY.register()
+class OneConv(SmpUNet):
+    """Next to nothing: what a step takes is what its loop costs."""
+
+    @staticmethod
+    def network() -> nn.Module:
+        """A 1x1 convolution."""
+        return nn.Conv2d(3, CLASSES, 1)
 
 
 def noise(number: int, size: int) -> Batch:
@@ -91,6 +109,7 @@ def discs(number: int, size: int) -> Batch:
 
 NETWORKS: dict[str, tuple[str, Callable[[int, int], Batch]]] = {
     "smp_unet": ("SmpUNet", noise),
+    "one_conv": ("OneConv", noise),
     "demo": ("PanopticSegmentor", discs),
 }
 
@@ -187,7 +206,7 @@ def contestants(network: str, batch: int, size: int, folder: str) -> dict[str, I
     torch.manual_seed(0)
     model, inputs = build_model(cfg), samples(batch * BATCHES, size)
     batches = [inputs[i : i + batch] for i in range(0, len(inputs), batch)]
-    loop = bare_smp if network == "smp_unet" else bare
+    loop = bare if network == "demo" else bare_smp
     return {
         "bare": loop(copy.deepcopy(model), batches),
         "detectron2": detectron2s(theirs(cfg, model) if network == "demo" else copy.deepcopy(model), batches),
@@ -266,7 +285,7 @@ def main() -> None:
             seconds = measure(steps, args.steps, args.rounds)
             for name, values in seconds.items():
                 ratios = [a / b for a, b in zip(values, seconds["seg_ext"], strict=True)]
-                print(f"  {name:10} {spread(values)} s a step; {spread(ratios)} times seg_ext's", flush=True)
+                print(f"  {name:10} {spread(values, 4)} s a step; {spread(ratios)} times seg_ext's", flush=True)
             if args.profile:
                 show_profile(steps["seg_ext"], 2)
 
