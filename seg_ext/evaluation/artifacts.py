@@ -1,4 +1,4 @@
-"""What an evaluation leaves beside its scores: confusion matrices, counts of every image, and the page."""
+"""What an evaluation leaves beside its scores: confusion matrices, counts and matches of every image, and the page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from detectron2.utils import comm
 
 from seg_ext.evaluation.figures import bars_html, confusion_picture, curves_html
 from seg_ext.evaluation.gallery import Gallery
+from seg_ext.evaluation.instance import InstanceEvaluator
+from seg_ext.evaluation.output_files import write_picture
 from seg_ext.evaluation.panoptic import PanopticEvaluator
 from seg_ext.evaluation.per_image import FILE, PerImageFile
-from seg_ext.evaluation.prediction_writer import write_picture
+from seg_ext.evaluation.per_image_matches import MatchFiles
 from seg_ext.evaluation.report import write_confusion
 from seg_ext.evaluation.semantic import SemanticEvaluator
 from seg_ext.evaluation.uncertainty_figures import reliability_picture, risk_coverage_picture
@@ -40,7 +42,7 @@ class Artifacts:
         folder: of the run.
         several: whether the run scores more data sets; then each has a folder of its own.
         gallery: worst images on the page, with a quarter as many of the best; 0 for no page.
-        per_image: keep the counts of every image, for ``seg-ext compare``.
+        per_image: keep the counts and matches of every image, for ``seg-ext compare``.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Artifacts:
         best = -(-gallery // 4)
         self._gallery = Gallery(dataset_name, folder / "gallery" / sub, limit=gallery, best=best) if gallery else None
         self.chain = [*evaluators, self._gallery] if self._gallery else list(evaluators)
-        self._counts = []
+        self._counts: list[PerImageFile | MatchFiles] = []
         for evaluator in evaluators if per_image else ():
             if isinstance(evaluator, SemanticEvaluator | PanopticEvaluator):
                 task = "sem_seg" if isinstance(evaluator, SemanticEvaluator) else "panoptic_seg"
@@ -67,6 +69,9 @@ class Artifacts:
                 file = PerImageFile(self._folder / FILE.format(task), task, evaluator.class_names, things)
                 evaluator.on_image = file
                 self._counts.append(file)
+            elif isinstance(evaluator, InstanceEvaluator):
+                evaluator.on_matches = MatchFiles(self._folder)
+                self._counts.append(evaluator.on_matches)
 
     def write(self, results: Mapping[str, Mapping[str, Any]]) -> None:
         """Write all of it, after every evaluator gave its results; call it in every process.

@@ -1,4 +1,4 @@
-"""COCO's protocol by hotcoco or pycocotools: precision and recall, boundary AP, TIDE, and run lengths of masks."""
+"""COCO's protocol by hotcoco or pycocotools: precision and recall, boundary AP, and run lengths of masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
@@ -41,22 +41,20 @@ def choose_backend(backend: str) -> str:
     return "pycocotools"
 
 
-def encode_masks(masks: Tensor, backend: str) -> list[bytes]:
-    """Compressed run lengths of masks (n, H, W), one string each.
+def encode_masks(masks: Tensor, backend: str) -> list[dict[str, Any]]:
+    """Masks (n, H, W) as COCO's compressed RLEs.
 
     In one call; pycocotools wants columns first in memory, hotcoco takes any order.
     """
     if backend == "hotcoco":
         from hotcoco import mask
 
-        rles = mask.encode(masks.bool().numpy().transpose(1, 2, 0))
-    else:
-        columns = masks.bool().transpose(1, 2).contiguous().numpy().view(np.uint8)
-        rles = rle.encode(columns.transpose(2, 1, 0))
-    return [shape["counts"] for shape in rles]
+        return mask.encode(masks.bool().numpy().transpose(1, 2, 0))
+    columns = masks.bool().transpose(1, 2).contiguous().numpy().view(np.uint8)
+    return rle.encode(columns.transpose(2, 1, 0))
 
 
-def accumulate(
+def match_detections(
     coco: Mapping[str, Any],
     results: list[dict[str, Any]],
     *,
@@ -65,8 +63,8 @@ def accumulate(
     max_dets: Sequence[int],
     backend: str,
     sigmas: Sequence[float] = (),
-) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall of at least one detection by COCO's protocol.
+) -> Any:
+    """Match at least one detection with the ground truth by COCO's protocol; gives the engine's COCOeval.
 
     Args:
         coco: ground truth, COCO's dictionary.
@@ -77,70 +75,42 @@ def accumulate(
         max_dets: M numbers of detections per image and class.
         backend: "hotcoco" or "pycocotools".
         sigmas: of the keypoints; empty for COCO's 17.
-
-    Returns:
-        precision (10 IoU thresholds, 101 recalls, K, A areas, M) and recall (10, K, A, M), classes in the order of
-        ``category_ids``; -1 where there is no ground truth. A is 4, but 3 for keypoints, without the small ones.
     """
+    coco_class, evaluation_class = _engine("pycocotools" if task == "boundary" else backend)
+    if coco_class is COCO:  # it writes into annotations
+        coco = {**coco, "annotations": [{"iscrowd": 0, **annotation} for annotation in coco["annotations"]]}
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _evaluated(coco, results, task, category_ids, max_dets, backend, sigmas)
-        evaluation.accumulate()
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-    if list(category_ids) != sorted(category_ids):
-        given = np.argsort(np.argsort(category_ids))
-        precision, recall = precision[:, :, given], recall[:, given]
-    return precision, recall
+        truth = coco_class()
+        truth.dataset = coco
+        truth.createIndex()
+        found = truth.loadRes(results)
+        if task == "boundary":
+            evaluation = _BoundaryEval(truth, found, "segm")
+        else:
+            evaluation = evaluation_class(truth, found, task)
+        if len(sigmas):
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+        evaluation.params.catIds = sorted(category_ids)
+        evaluation.params.maxDets = list(max_dets)
+        evaluation.evaluate()
+    return evaluation
 
 
-def tide_errors(
-    coco: Mapping[str, Any],
-    results: list[dict[str, Any]],
-    *,
-    task: str,
-    category_ids: Sequence[int],
-    max_dets: int,
-    sigmas: Sequence[float] = (),
-) -> dict[str, Any]:
-    """TIDE (Bolya et al., 2020) of at least one detection by hotcoco, at IoU 0.5 and background IoU 0.1.
+def accumulate(evaluation: Any, category_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall of what :func:`match_detections` gives.
 
     Args:
-        coco: likewise, as the others, for :func:`accumulate`.
+        evaluation: of these K classes.
+        category_ids: in the order that is wanted.
 
     Returns:
-        hotcoco's dictionary: ``delta_ap`` and ``counts`` by kind of error, ``ap_base``.
+        precision (10 IoU thresholds, 101 recalls, K, A areas, M) and recall (10, K, A, M); -1 where there is no ground
+        truth. A is 4, but 3 for keypoints, without the small ones.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _evaluated(coco, results, task, category_ids, [max_dets], "hotcoco", sigmas)
-    return cast(dict[str, Any], evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1))
-
-
-def _evaluated(
-    coco: Mapping[str, Any],
-    results: list[dict[str, Any]],
-    task: str,
-    category_ids: Sequence[int],
-    max_dets: Sequence[int],
-    backend: str,
-    sigmas: Sequence[float],
-) -> Any:
-    """An engine's evaluation after the matching. pycocotools writes into annotations, so it gets copies."""
-    coco_class, evaluation_class = _engine("pycocotools" if task == "boundary" else backend)
-    truth = coco_class()
-    if coco_class is COCO:
-        coco = {**coco, "annotations": [{"iscrowd": 0, **annotation} for annotation in coco["annotations"]]}
-    truth.dataset = coco
-    truth.createIndex()
-    found = truth.loadRes(results)
-    if task == "boundary":
-        evaluation = _BoundaryEval(truth, found, "segm")
-    else:
-        evaluation = evaluation_class(truth, found, task)
-    if len(sigmas):
-        evaluation.params.kpt_oks_sigmas = np.array(sigmas)
-    evaluation.params.catIds = sorted(category_ids)
-    evaluation.params.maxDets = list(max_dets)
-    evaluation.evaluate()
-    return evaluation
+        evaluation.accumulate()
+    place = np.argsort(np.argsort(category_ids))
+    return evaluation.eval["precision"][:, :, place], evaluation.eval["recall"][:, place]
 
 
 def _engine(backend: str) -> tuple[Any, Any]:

@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
 from seg_ext.errors import UserError
 from seg_ext.evaluation import HEADLINES
+from seg_ext.evaluation.bootstrap import means_of_known, paired_intervals
 from seg_ext.evaluation.figures import BAR_METRICS, differences_picture
+from seg_ext.evaluation.output_files import replacing, write_picture
 from seg_ext.evaluation.per_image import FILE, ImageCounts, read_counts
-from seg_ext.evaluation.prediction_writer import replacing, write_picture
+from seg_ext.evaluation.per_image_matches import MATCHED_TASKS, match_intervals
 from seg_ext.evaluation.report import Report, Scores, read_results
+from seg_ext.metrics import class_quality, class_scores
 
-_BATCH = 64  # resamples at once
 _MOST_CLASSES = 40  # in the table, those of greatest change
 
 
 @dataclass(frozen=True)
 class Row:
-    """One score of both runs, in percent; the interval is nan where no counts of images tell it."""
+    """One score of both runs, in percent; the interval is nan where no file of images tells it."""
 
     task: str
     metric: str
@@ -49,8 +53,8 @@ def compare(
 ) -> dict[str, list[Row]]:
     """Every score that two runs share, by data set.
 
-    Where both runs kept counts of images, the images are drawn again, with replacement and the same for both runs, and
-    the interval holds the middle of the differences.
+    Where both runs kept counts or matches of images, the images are drawn again, with replacement and the same for both
+    runs, and the interval holds the middle of the differences.
 
     Args:
         first: folder of a run, or its results.json.
@@ -72,10 +76,11 @@ def compare(
     for name in names:
         _check_same_data(name, runs, (first, second))
         intervals: dict[tuple[str, str], tuple[float, float]] = {}
-        for task in SCORES_OF_COUNTS:
+        for task in (*SCORES_OF_COUNTS, *MATCHED_TASKS):
             files = [_counts_file(path, run, name, task) for path, run in zip((first, second), runs, strict=True)]
             if all(file.is_file() for file in files):
-                ends = bootstrap(*_counts_of_both(files), resamples=resamples, confidence=confidence, seed=seed)
+                intervals_of = match_intervals if task in MATCHED_TASKS else _count_intervals
+                ends = intervals_of(files, resamples=resamples, confidence=confidence, seed=seed)
                 intervals |= {(task, metric): interval for metric, interval in ends.items()}
         found[name] = _rows(runs[0].scores[name], runs[1].scores[name], intervals)
         if not found[name]:
@@ -95,24 +100,8 @@ def bootstrap(
         confidence: percent.
         seed: of the draws.
     """
-    images, scores_of = len(first.images), SCORES_OF_COUNTS[first.task]
-    generator = np.random.default_rng(seed)
-    flat = [counts.reshape(images, -1).astype(np.float64) for counts in (first.counts, second.counts)]
-    differences: dict[str, list[np.ndarray]] = {}
-    for start in range(0, resamples, _BATCH):
-        draws = generator.multinomial(images, np.full(images, 1 / images), size=min(_BATCH, resamples - start))
-        sums = [(draws @ counts).reshape(-1, *first.counts.shape[1:]) for counts in flat]
-        scores = [scores_of(counts, first.classes, first.things) for counts in sums]
-        for metric, values in scores[0].items():
-            differences.setdefault(metric, []).append(scores[1][metric] - values)
-    tail = (100 - confidence) / 2
-    ends = {}
-    for metric, parts in differences.items():
-        known = np.concatenate(parts)
-        known = known[~np.isnan(known)]  # draws without a pixel of the class
-        low, high = np.percentile(known, [tail, 100 - tail]) if known.size else (np.nan, np.nan)
-        ends[metric] = (float(low), float(high))
-    return ends
+    scores = [partial(_scores_of_draws, run) for run in (first, second)]
+    return paired_intervals(scores, len(first.images), resamples=resamples, confidence=confidence, seed=seed)
 
 
 def semantic_of_counts(counts: np.ndarray, names: Sequence[str], things: int | None = None) -> dict[str, np.ndarray]:
@@ -123,17 +112,10 @@ def semantic_of_counts(counts: np.ndarray, names: Sequence[str], things: int | N
         names: of the K classes.
         things: of no use here.
     """
-    correct, truth, predicted = np.moveaxis(counts, -1, 0)
-    present = truth > 0
-    per_class = {}
-    for metric, share, whole in (
-        ("IoU", correct, truth + predicted - correct),
-        ("ACC", correct, truth),
-        ("Dice", 2 * correct, truth + predicted),
-    ):
-        per_class[metric] = 100 * np.divide(share, whole, out=np.full_like(truth, np.nan), where=present)
+    correct, truth, _ = np.moveaxis(counts, -1, 0)
+    per_class = {m: 100 * values for m, values in zip(("IoU", "ACC", "Dice"), class_scores(counts), strict=True)}
     total = truth.sum(axis=1)
-    scores = {f"m{metric}": _means(values, present) for metric, values in per_class.items()}
+    scores = {f"m{metric}": means_of_known(values) for metric, values in per_class.items()}
     weighted = {"fwIoU": np.nansum(truth * per_class["IoU"], axis=1), "pACC": 100 * correct.sum(axis=1)}
     for key, value in weighted.items():
         scores[key] = np.divide(value, total, out=np.full(len(counts), np.nan), where=total > 0)
@@ -148,15 +130,11 @@ def panoptic_of_counts(counts: np.ndarray, names: Sequence[str], things: int | N
         names: of the K classes, things first.
         things: how many are things; None for all.
     """
-    iou, matched, extra, missed = np.moveaxis(counts, -1, 0)
-    weight = matched + 0.5 * extra + 0.5 * missed
-    seen = weight > 0
-    pq, rq = (100 * np.divide(share, weight, out=np.full_like(weight, np.nan), where=seen) for share in (iou, matched))
-    sq = np.where(seen, 100 * iou / np.maximum(matched, 1), np.nan)
-    per_class = {"PQ": pq, "SQ": sq, "RQ": rq}
+    found = class_quality(*np.moveaxis(counts, -1, 0))
+    per_class = {metric: 100 * values for metric, values in zip(("PQ", "SQ", "RQ"), found, strict=True)}
     groups = {"": slice(None), "_th": slice(things), "_st": slice(len(names) if things is None else things, None)}
     scores = {
-        f"{metric}{suffix}": _means(values[:, group], seen[:, group])
+        f"{metric}{suffix}": means_of_known(values[:, group])
         for metric, values in per_class.items()
         for suffix, group in groups.items()
     }
@@ -220,6 +198,15 @@ def _rows(first: Scores, second: Scores, intervals: Mapping[tuple[str, str], tup
     return rows
 
 
+def _count_intervals(files: Sequence[Path], **draws: Any) -> dict[str, tuple[float, float]]:
+    return bootstrap(*_counts_of_both(files), **draws)
+
+
+def _scores_of_draws(run: ImageCounts, draws: np.ndarray) -> dict[str, np.ndarray]:
+    sums = draws @ run.counts.reshape(len(run.images), -1).astype(np.float64, copy=False)
+    return SCORES_OF_COUNTS[run.task](sums.reshape(-1, *run.counts.shape[1:]), run.classes, run.things)
+
+
 def _counts_of_both(files: Sequence[Path]) -> tuple[ImageCounts, ImageCounts]:
     """Of the same images and classes.
 
@@ -231,13 +218,6 @@ def _counts_of_both(files: Sequence[Path]) -> tuple[ImageCounts, ImageCounts]:
     if not all(same) or first.counts.shape != second.counts.shape or not first.images:
         raise UserError(f"{files[0]} and {files[1]} are of different images or classes; takes the same data set")
     return first, second
-
-
-def _means(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(R,) means of those of (R, K) that are known, nan without any."""
-    number = known.sum(axis=1)
-    total = np.where(known, values, 0).sum(axis=1)
-    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
 
 
 def _counts_file(path: str | Path, run: Report, name: str, task: str) -> Path:

@@ -23,7 +23,7 @@ from pycocotools import mask as mask_util
 from seg_ext.data.image_io import read_picture
 from seg_ext.errors import UserError
 from seg_ext.evaluation.gallery_page import GUESS_RGB, MIN_SCORE, TRUTH_RGB, Case, Tile, page_html
-from seg_ext.evaluation.prediction_writer import path_hash, replacing, write_picture
+from seg_ext.evaluation.output_files import path_hash, replacing, write_picture
 from seg_ext.metrics import confusion_matrix, panoptic_quality, pq_scores, semantic_scores
 from seg_ext.visualize import Array, Objects, Scene, class_name, draw_scene, scene_from_output, scene_from_record
 
@@ -237,8 +237,7 @@ def _scores(truth: Scene, guess: Scene, ignore: int) -> dict[str, float]:
     """Mean IoU and PQ of an image, where it has the ground truth."""
     scores = {}
     if truth.semantic is not None and guess.semantic is not None:
-        labelled = truth.semantic[truth.semantic != ignore]
-        count = 1 + int(max(labelled.max(initial=0), guess.semantic.max()))
+        count = 1 + int(truth.semantic[truth.semantic != ignore].max(initial=0))  # others are wrong all the same
         counts = confusion_matrix(guess.semantic, truth.semantic, count, ignore=ignore)
         scores["semantic"] = semantic_scores(counts).miou
     if truth.panoptic is not None and guess.panoptic is not None:

@@ -16,7 +16,9 @@ from seg_ext.visualize import Array
 
 MIN_SCORE = 0.5  # of the instances that are drawn and counted
 TRUTH_RGB, GUESS_RGB = (0, 190, 255), (255, 145, 0)  # of outlines
-_OF_CLASS = re.compile(r"(min\(IoU, B-Iou\)|[^-]+)-(.+)", re.DOTALL)  # names of metrics: metric-class
+_OF_CLASS = re.compile(  # metric-class; n-<error> of TIDE, KeptACC-<map> and AURC-<map> are of no class
+    r"(?!n-|KeptACC-|AURC-)(min\(IoU, B-Iou\)|[^-]+)-(.+)", re.DOTALL
+)
 _TASKS = {"semantic": "mIoU", "instance": "F1", "panoptic": "PQ"}  # and the score of one image
 
 

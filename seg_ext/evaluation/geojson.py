@@ -48,7 +48,7 @@ def read_georeference(path: str | Path) -> Georeference | None:
         matrix = np.array(tags["ModelTransformation"], float).reshape(4, 4)
         affine = matrix[:2][:, [0, 1, 3]]
     elif "ModelPixelScale" in tags and "ModelTiepoint" in tags:
-        (i, j, _, x, y, _), (width, height, _) = tags["ModelTiepoint"][:6], tags["ModelPixelScale"][:3]
+        (i, j, _, x, y, _), (width, height, _) = np.ravel(tags["ModelTiepoint"])[:6], tags["ModelPixelScale"][:3]
         affine = np.array([[width, 0, x - i * width], [0, -height, y + j * height]], float)
     else:
         return None

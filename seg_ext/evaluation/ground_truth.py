@@ -57,18 +57,27 @@ class RecordLookup:
         return self.holding(image, key)[key]
 
 
+def load_json(path: str | Path, *, takes: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it is missing or no JSON; ``takes`` says what would be right.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; takes {takes}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON, or cut off: {error}; takes {takes}") from error
+
+
 def read_json(path: str | Path, keys: Sequence[str]) -> dict[str, Any]:
     """A JSON file that holds an object with these keys.
 
     Raises:
         UserError: it is missing, no JSON, or lacks a key.
     """
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; takes an annotation file") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+    content: dict[str, Any] = load_json(path, takes="an annotation file")
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise UserError(f"{path}: no '{missing[0]}' at the top; takes an object with {', '.join(keys)}")
@@ -90,6 +99,10 @@ def instance_truth(dataset_name: str, *, with_masks: bool, with_keypoints: bool 
     if not meta.get("json_file"):
         return _truth_of_records(dataset_name, with_masks=with_masks, with_keypoints=with_keypoints)
     coco = read_json(meta.json_file, ("images", "categories"))
+    needs = {"images": ("id", "height", "width") if with_masks else ("id",), "categories": ("id", "name")}
+    for key, needed in needs.items():
+        for index, entry in enumerate(coco[key]):
+            require(entry, needed, f"{meta.json_file}: entry {index} of '{key}'")
     for annotation in coco.get("annotations", []):
         name = f"{meta.json_file}: annotation {annotation.get('id')}"
         require(annotation, ("id", "image_id", "category_id", "bbox", "area"), name)

@@ -11,11 +11,13 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from pycocotools import mask as mask_util
+from torch import Tensor
 
 from seg_ext.data.image_io import read_picture
 from seg_ext.data.label_io import write_label
 from seg_ext.errors import UserError
 from seg_ext.evaluation.categories import dataset_ids
+from seg_ext.evaluation.coco_engine import encode_masks
 from seg_ext.evaluation.geojson import read_georeference, scene_geojson
 from seg_ext.evaluation.output_files import make_folder, replacing, write_array, write_picture
 from seg_ext.evaluation.uncertainty import write_uncertainty
@@ -59,14 +61,12 @@ class ImageWriter:
 
     def keep(self, output: Mapping[str, Any]) -> dict[str, Any]:
         """What :meth:`write` needs of an output, in the host's memory: labels in place of scores, which are large."""
-        kept = {key: value for key, value in output.items() if key != "sem_seg"}
+        kept = {key: _on_host(value) for key, value in output.items() if key != "sem_seg"}
         if "sem_seg" in output:
             if "sem_seg_labels" not in kept:  # argmax(0) takes six times as long on the CPU
                 kept["sem_seg_labels"] = output["sem_seg"].max(0).indices.cpu()
             if "probabilities" in self.kinds:
                 kept["probabilities"] = output["sem_seg"].float().softmax(0).cpu()
-        if "instances" in output:
-            kept["instances"] = output["instances"].to("cpu")
         return kept
 
     def write(
@@ -160,15 +160,21 @@ class ImageWriter:
         return {"file_name": f"{name}.png", "segments_info": info}
 
 
+def _on_host(value: Any) -> Any:
+    """Tensors and instances, and those in tuples and mappings, in the host's memory; the rest as it is."""
+    if isinstance(value, Tensor | Instances):
+        return value.to("cpu")
+    if isinstance(value, Mapping):
+        return {key: _on_host(part) for key, part in value.items()}
+    return tuple(map(_on_host, value)) if isinstance(value, tuple) else value
+
+
 def _annotations(found: Instances, metadata: Metadata) -> list[Rows]:
     """A COCO annotation without ids for each of the instances."""
     names, ids = metadata.get("thing_classes") or (), dataset_ids(metadata, "thing")
     boxes = found.pred_boxes.tensor.clone()
     boxes[:, 2:] -= boxes[:, :2]
-    rles = [None] * len(found)
-    if found.has("pred_masks"):
-        columns = found.pred_masks.bool().transpose(1, 2).contiguous().numpy().view(np.uint8)
-        rles = mask_util.encode(columns.transpose(2, 1, 0))
+    rles = encode_masks(found.pred_masks, "pycocotools") if found.has("pred_masks") else [None] * len(found)
     rows = []
     for box, score, category, rle in zip(
         boxes.tolist(), found.scores.tolist(), found.pred_classes.tolist(), rles, strict=True

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from seg_ext.errors import UserError
 from seg_ext.evaluation.coco_engine import choose_backend, encode_masks
 from seg_ext.evaluation.ground_truth import InstanceTruth, RecordLookup, instance_truth
-from seg_ext.evaluation.instance_scores import Prediction, check_known, coco_scores, tide_scores, voc_scores
+from seg_ext.evaluation.instance_scores import OnMatches, Prediction, check_known, coco_scores, tide_scores, voc_scores
 
 TASKS = {"bbox": "pred_boxes", "segm": "pred_masks", "keypoints": "pred_keypoints"}  # fields of Instances
 METRICS = ("coco", "boundary", "voc", "tide")
@@ -34,6 +34,8 @@ class InstanceEvaluator(DatasetEvaluator):
     Attributes:
         precision: task -> COCO's precision (10 IoU thresholds, 101 recalls, K), -1 where there is no ground truth; of
             "coco", set by :meth:`evaluate` on the main process.
+        on_matches: called there, where it is set, with each task of "coco" and "boundary", the engine's COCOeval after
+            the matching, and the ground truth.
 
     Args:
         dataset_name: its metadata give ``thing_classes``, and ``json_file`` with ``thing_dataset_id_to_contiguous_id``
@@ -69,6 +71,7 @@ class InstanceEvaluator(DatasetEvaluator):
         self._sigmas = tuple(kpt_oks_sigmas)
         self._distributed = distributed
         self._records = RecordLookup(dataset_name)
+        self.on_matches: OnMatches | None = None
         scores_here = not distributed or comm.is_main_process()
         with_keypoints = "keypoints" in tasks
         self._truth = (
@@ -124,7 +127,7 @@ class InstanceEvaluator(DatasetEvaluator):
         return self._score(predictions, self._truth)
 
     def _score(self, predictions: list[Prediction], truth: InstanceTruth) -> dict[str, dict[str, float]]:
-        common: dict[str, Any] = {"max_dets": self._max_dets, "backend": self._backend}
+        common: dict[str, Any] = {"max_dets": self._max_dets, "backend": self._backend, "on_matches": self.on_matches}
         regions = [task for task in self._tasks if task != "keypoints"]
         scores = {}
         if "coco" in self._metrics:
@@ -147,7 +150,8 @@ class InstanceEvaluator(DatasetEvaluator):
             tensor = instances.pred_boxes.tensor
             boxes = BoxMode.convert(tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).numpy()
         if "segm" in self._tasks:
-            size, counts = instances.pred_masks.shape[1:], encode_masks(instances.pred_masks, self._backend)
+            size = instances.pred_masks.shape[1:]
+            counts = [shape["counts"] for shape in encode_masks(instances.pred_masks, self._backend)]
         if "keypoints" in self._tasks:
             points = instances.pred_keypoints.clone()
             points[..., :2] -= 0.5  # from positions to pixel indices, as in the annotations

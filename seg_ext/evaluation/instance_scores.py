@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as rle
 
 from seg_ext.errors import UserError
-from seg_ext.evaluation.coco_engine import AREAS, accumulate, tide_errors
+from seg_ext.evaluation.coco_engine import AREAS, accumulate, match_detections
 from seg_ext.evaluation.ground_truth import InstanceTruth, compressed_rle
-from seg_ext.metrics.voc_ap import VocMatches, best_overlaps, box_iou, voc_ap
+from seg_ext.metrics.voc_ap import VocImage, box_iou, voc_ap, voc_matches
 
 _KEYPOINT_DETS = 20  # COCO's limit per image and class, whatever that of boxes and masks
 _VOL = np.arange(1, 10) / 10  # thresholds of AP^r_vol
 Scores = dict[str, float]
+OnMatches = Callable[[str, Any, InstanceTruth], None]
 
 
 class Prediction(NamedTuple):
@@ -56,6 +57,7 @@ def coco_scores(
     backend: str,
     sigmas: Sequence[float] = (),
     curves: dict[str, np.ndarray] | None = None,
+    on_matches: OnMatches | None = None,
 ) -> Scores:
     """detectron2's keys: AP, AP50, AP75, by area, and by class where there are several, in percent.
 
@@ -64,14 +66,15 @@ def coco_scores(
         truth: with the masks or keypoints that the task needs.
         task: "bbox", "segm", "keypoints", or "boundary": masks by min(mask IoU, boundary IoU).
         max_dets: detections per image and class; 20 for keypoints, as COCO has it.
-        backend: see :func:`seg_ext.evaluation.coco_engine.accumulate`.
+        backend: see :func:`seg_ext.evaluation.coco_engine.match_detections`.
         sigmas: likewise.
         curves: takes up the task's precision (10 IoU thresholds, 101 recalls, K), -1 without ground truth.
+        on_matches: called with the task, what :func:`match_detections` gives, and the ground truth.
     """
     if not predictions:
         precision = np.full((10, 101, len(truth.names), AREAS[task], 1), -1.0)
     else:
-        precision, _ = accumulate(
+        evaluation = match_detections(
             truth.coco,
             _results(predictions, task, truth),
             task=task,
@@ -80,6 +83,9 @@ def coco_scores(
             backend=backend,
             sigmas=sigmas,
         )
+        if on_matches:
+            on_matches(task, evaluation, truth)
+        precision, _ = accumulate(evaluation, truth.category_ids)
     whole, *by_area = np.moveaxis(precision[..., -1], -1, 0)  # (10 IoU, 101 recall, K) each
     if curves is not None:
         curves[task] = whole
@@ -99,16 +105,18 @@ def tide_scores(predictions: Sequence[Prediction], truth: InstanceTruth, task: s
     Args:
         predictions: likewise, as the others, for :func:`coco_scores`.
     """
+    kinds = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
     if not predictions:
-        return dict.fromkeys(("AP50", "Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN"), float("nan"))
-    found = tide_errors(
+        return dict.fromkeys(("AP50", *kinds), float("nan"))
+    evaluation = match_detections(
         truth.coco,
         _results(predictions, task, truth),
         task=task,
         category_ids=truth.category_ids,
-        max_dets=max_dets,
+        max_dets=(max_dets,),
+        backend="hotcoco",
     )
-    kinds = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FP", "FN")
+    found = evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1)
     scores = {"AP50": 100 * found["ap_base"], **{kind: 100 * found["delta_ap"][kind] for kind in kinds}}
     return {key: float(x) for key, x in scores.items()} | {f"n-{k}": float(n) for k, n in found["counts"].items()}
 
@@ -120,7 +128,7 @@ def voc_scores(predictions: Sequence[Prediction], truth: InstanceTruth, task: st
     APvol their mean over IoU 0.1, 0.2, ..., 0.9, and with 11 points AP50_07 and AP70_07, which MNC and FCIS publish.
     Crowd regions are difficult objects.
     """
-    matches, count = _voc_matches(predictions, truth, task), len(truth.names)
+    matches, count = voc_matches(_voc_images(predictions, truth, task)), len(truth.names)
     area = {t: voc_ap(matches, count, threshold=t) for t in {0.5, 0.7, *_VOL.tolist()}}
     points = {t: voc_ap(matches, count, threshold=t, points=11) for t in (0.5, 0.7)}
     if task == "bbox":
@@ -138,7 +146,7 @@ def mean_of_seen(values: np.ndarray) -> float:
     return 100 * float(seen.mean()) if seen.size else float("nan")
 
 
-def _voc_matches(predictions: Sequence[Prediction], truth: InstanceTruth, task: str) -> VocMatches:
+def _voc_images(predictions: Sequence[Prediction], truth: InstanceTruth, task: str) -> Iterator[VocImage]:
     class_of = {category: index for index, category in enumerate(truth.category_ids)}
     objects, found = defaultdict(list), defaultdict(list)
     for annotation in truth.coco["annotations"]:
@@ -146,28 +154,20 @@ def _voc_matches(predictions: Sequence[Prediction], truth: InstanceTruth, task: 
             objects[annotation["image_id"]].append(annotation)
     for prediction in predictions:
         found[truth.image_ids[prediction.image_id]].append(prediction)
-    parts = [(np.zeros(0), np.zeros(0, int), np.zeros(0), np.zeros(0, int))]
-    targets = [annotation for image in truth.coco["images"] for annotation in objects[image["id"]]]
-    classes = np.array([class_of[annotation["category_id"]] for annotation in targets], int)
-    first = 0
     for image in truth.coco["images"]:
         here = objects[image["id"]]
-        last = first + len(here)
-        for guess in found[image["id"]]:
-            iou = _iou(guess, here, (image.get("height", 0), image.get("width", 0)), task)
-            overlap, best = best_overlaps(iou, guess.classes, classes[first:last])
-            parts.append((guess.scores, guess.classes, overlap, np.where(best < 0, -1, best + first)))
-        first = last
-    difficult = np.array([bool(annotation.get("iscrowd")) for annotation in targets], bool)
-    scores, guessed, overlap, best = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return VocMatches(scores, guessed, overlap, best, classes, difficult)
+        classes = np.array([class_of[annotation["category_id"]] for annotation in here], int)
+        difficult = np.array([bool(annotation.get("iscrowd")) for annotation in here], bool)
+        parts = [(x.scores, x.classes, _iou(x, here, image, task)) for x in found[image["id"]]]
+        yield classes, difficult, parts
 
 
-def _iou(guess: Prediction, objects: Sequence[dict[str, Any]], size: tuple[int, int], task: str) -> np.ndarray:
+def _iou(guess: Prediction, objects: Sequence[dict[str, Any]], image: Mapping[str, Any], task: str) -> np.ndarray:
     """(n, objects)."""
     if not objects:
         return np.zeros((len(guess.scores), 0))
     if task == "segm":
+        size = (image["height"], image["width"])
         shapes = [compressed_rle(annotation["segmentation"], size) for annotation in objects]
         return np.asarray(rle.iou(guess.rles(), shapes, [0] * len(shapes)))
     a, b = np.asarray(guess.boxes, np.float64), np.array([annotation["bbox"] for annotation in objects], np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,12 @@ from seg_ext.errors import UserError
 def path_hash(path: str) -> str:
     """Eight hexadecimal digits that tell paths apart."""
     return hashlib.sha1(os.fsencode(path), usedforsecurity=False).hexdigest()[:8]
+
+
+def names_below(paths: Sequence[str]) -> list[str]:
+    """The paths below the folder of all of them."""
+    root = os.path.commonpath([os.path.dirname(path) for path in paths] or [""])
+    return [Path(os.path.relpath(path, root or None)).as_posix() for path in paths]
 
 
 def make_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from detectron2.utils import comm
 
 from seg_ext.errors import UserError
-from seg_ext.evaluation.prediction_writer import replacing
+from seg_ext.evaluation.output_files import names_below, replacing
 
 FILE = "per_image_{}.jsonl"  # by task
 
@@ -60,9 +59,8 @@ class PerImageFile:
         self._lines.close()
         if comm.is_main_process():
             rows = [json.loads(line) for part in parts for line in part.splitlines()]
-            root = os.path.commonpath([os.path.dirname(row["image"]) for row in rows] or [""])
-            for row in rows:
-                row["image"] = Path(os.path.relpath(row["image"], root or None)).as_posix()
+            for row, name in zip(rows, names_below([row["image"] for row in rows]), strict=True):
+                row["image"] = name
             with replacing(self._path) as temporary, temporary.open("w", encoding="utf-8") as file:
                 for row in [self._head, *sorted(rows, key=lambda row: row["image"])]:
                     file.write(json.dumps(row) + "\n")

@@ -15,10 +15,8 @@ from detectron2.utils import comm
 
 from seg_ext.evaluation.categories import categories
 from seg_ext.evaluation.image_writer import ImageWriter
-from seg_ext.evaluation.output_files import path_hash, replacing, write_picture
+from seg_ext.evaluation.output_files import path_hash, replacing
 from seg_ext.visualize import Array
-
-__all__ = ["PredictionWriter", "path_hash", "replacing", "write_coco", "write_panoptic_coco", "write_picture"]
 
 
 class PredictionWriter(DatasetEvaluator):

@@ -19,7 +19,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from seg_ext.errors import UserError
-from seg_ext.evaluation.prediction_writer import replacing
+from seg_ext.evaluation.ground_truth import load_json
+from seg_ext.evaluation.output_files import names_below, replacing
 
 ABOUT = "about"  # the key beside the tasks, or the data sets
 _PACKAGES = ("seg-ext", "torch", "torchvision", "numpy", "opencv-python-headless", "hotcoco", "pycocotools")
@@ -54,17 +55,18 @@ def data_fingerprint(dataset_name: str) -> dict[str, Any]:
     contents of label maps and annotation files; not the pixels of the images.
     """
     meta, records = MetadataCatalog.get(dataset_name), DatasetCatalog.get(dataset_name)
-    root = os.path.commonpath([os.path.dirname(record["file_name"]) for record in records] or [""])
     rules = {key: meta.get(key) for key in ("stuff_classes", "thing_classes", "ignore_label", "label_map")}
     digest = hashlib.sha256(_plain(rules))
     files = [meta.get(key) for key in _JSON_FILES if meta.get(key)]
     for file in files:
         digest.update(_content(file))
-    for record in sorted(records, key=lambda r: r["file_name"]):
-        name = record["file_name"]
-        size = os.path.getsize(name) if os.path.isfile(name) else None
+    records = sorted(records, key=lambda r: r["file_name"])
+    names = names_below([record["file_name"] for record in records])
+    for record, name in zip(records, names, strict=True):
+        file = record["file_name"]
+        size = os.path.getsize(file) if os.path.isfile(file) else None
         annotations = None if meta.get("json_file") else record.get("annotations")
-        digest.update(_plain([os.path.relpath(name, root or None), size, annotations]))
+        digest.update(_plain([name, size, annotations]))
         for key in _LABEL_FILES:
             if key in record:
                 digest.update(_content(record[key]))
@@ -101,12 +103,7 @@ def read_results(path: str | Path) -> Report:
         UserError: there is none, or it is not one.
     """
     file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; takes a results.json, or a folder that holds one") from error
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
+    content = load_json(file, takes="a results.json, or a folder that holds one")
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
         raise UserError(f"{file}: not the results of an evaluation; takes an object of tasks and their scores")
     about = content.pop(ABOUT, {})

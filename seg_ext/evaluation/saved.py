@@ -16,18 +16,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.evaluation import DatasetEvaluator
 
+from seg_ext.data.files import naming
 from seg_ext.data.image_io import image_size
 from seg_ext.data.label_io import read_label, read_record_label
 from seg_ext.errors import UserError
 from seg_ext.evaluation.artifacts import Artifacts
-from seg_ext.evaluation.instance import InstanceEvaluator
+from seg_ext.evaluation.instance import TASKS, InstanceEvaluator
+from seg_ext.evaluation.output_files import names_below
 from seg_ext.evaluation.panoptic import PanopticEvaluator
 from seg_ext.evaluation.report import Scores
 from seg_ext.evaluation.saved_objects import Pair, read_coco_results, read_panoptic_results
-from seg_ext.evaluation.semantic import SemanticEvaluator
+from seg_ext.evaluation.semantic import NEED_SCORES, SemanticEvaluator
 
 _SUFFIXES = {".png", ".tif", ".tiff", ".npy", ".bmp", ".gif"}  # of label maps
-_FIELDS = {"bbox": "pred_boxes", "segm": "pred_masks", "keypoints": "pred_keypoints"}  # by task
 
 
 def read_label_folder(path: str | Path, name: str, *, raw_ids: bool = False) -> Iterator[Pair]:
@@ -105,7 +106,7 @@ def evaluate_saved(
         kind: of :data:`READERS`; None to tell it from the path.
         metrics: the evaluator's argument of this name; None for its default.
         gallery: worst images on the page; 0 for none.
-        per_image: keep the counts of every image.
+        per_image: keep the counts or matches of every image.
         **options: of the reader.
 
     Returns:
@@ -151,7 +152,7 @@ def kind_of(path: str | Path) -> str:
         raise UserError(f"{path}: no such file or folder; --predictions takes a folder of label maps or a JSON file")
     if not os.path.getsize(path):
         raise UserError(f"{path}: the file is empty; --predictions takes a folder of label maps or a JSON file")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with naming(path), open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return "panoptic" if content.find(b'"segments_info"') >= 0 else "coco"
 
 
@@ -163,8 +164,11 @@ def _evaluator(kind: str, name: str, output: Mapping[str, Any], metrics: Sequenc
     if kind == "panoptic":
         return PanopticEvaluator(name, **options)
     if kind == "labels":
+        unserved = [metric for metric in metrics or () if metric in NEED_SCORES]
+        if unserved:
+            raise UserError(f"--metrics {unserved[0]} needs scores, which label maps do not have; leave it out")
         return SemanticEvaluator(name, **options)
-    tasks = [task for task, field in _FIELDS.items() if output["instances"].has(field)]
+    tasks = [task for task, field in TASKS.items() if output["instances"].has(field)]
     return InstanceEvaluator(name, tasks=tasks, **options)
 
 
@@ -180,11 +184,10 @@ def _partners(folder: Path, images: list[str]) -> list[Path]:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
     for file in files:
         found[file.relative_to(folder).with_suffix("").as_posix()].append(file)
-    root = os.path.commonpath([os.path.dirname(image) for image in images])
     stems = Counter(Path(image).stem for image in images)
     chosen, used = [], set()
-    for image in images:
-        key = Path(os.path.relpath(image, root or None)).with_suffix("").as_posix()
+    for image, name in zip(images, names_below(images), strict=True):
+        key = Path(name).with_suffix("").as_posix()
         key = key if key in found or stems[Path(image).stem] > 1 else Path(image).stem
         if len(found.get(key, ())) > 1:
             raise UserError(f"{image} has two predictions, {found[key][0]} and {found[key][1]}; takes one")

@@ -5,7 +5,6 @@ A file is checked as a whole before the first image comes, so that a fault late 
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from pycocotools import mask as rle
 from seg_ext.data.files import naming, opened
 from seg_ext.data.label_io import read_panoptic_ids
 from seg_ext.errors import UserError
-from seg_ext.evaluation.ground_truth import compressed_rle, instance_truth, read_json, require
+from seg_ext.evaluation.ground_truth import compressed_rle, instance_truth, load_json, read_json, require
 from seg_ext.metrics.rle import rle_totals
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # a record of the data set, the model's output
@@ -48,9 +47,10 @@ def read_coco_results(path: str | Path, name: str) -> Iterator[Pair]:
             or category that the data set does not have, a mask of another size.
     """
     results = _results(path)
-    records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
-    for record in records.values():
-        require(record, ("height", "width"), str(record.get("file_name")))
+    known = DatasetCatalog.get(name)
+    for record in known:
+        require(record, ("image_id", "height", "width"), str(record.get("file_name")))
+    records = {record["image_id"]: record for record in known}
     classes = _thing_classes(name)
     present = {part for part in _PARTS if results and isinstance(results[0], dict) and part in results[0]}
     found = defaultdict(list)
@@ -108,12 +108,7 @@ def read_panoptic_results(path: str | Path, name: str) -> Iterator[Pair]:
 
 def _results(path: str | Path) -> list[Any]:
     """The list of results, whichever way the file holds it."""
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; takes a file of COCO results") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON, or cut off: {error}") from error
+    content = load_json(path, takes="a file of COCO results")
     results = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(results, list):
         raise UserError(f"{path}: takes a list of COCO results, or an object that has it as 'annotations'")
@@ -167,7 +162,7 @@ def _mask_problem(shape: Any, size: tuple[int, int]) -> str:
         return "" if fits else "a segmentation that is no list of polygons [[x, y, x, y, x, y, ...], ...]"
     if not isinstance(shape, dict) or not isinstance(shape.get("size"), list) or "counts" not in shape:
         return "segmentation without size or counts; takes an RLE or polygons"
-    if shape["size"] != list(size):
+    if shape["size"] != list(size) or not all(isinstance(side, int) for side in shape["size"]):
         return f"mask of {_size(shape['size'])}; takes the image's {_size(size)} (height x width)"
     counts = shape["counts"]
     if isinstance(counts, str):

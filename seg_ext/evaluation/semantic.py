@@ -19,11 +19,11 @@ from seg_ext.metrics import (
     boundary_counts,
     calibration_counts,
     class_counts,
+    class_scores,
     compact_labels,
     confusion_matrix,
     contour_f1,
     expected_calibration_error,
-    overlap,
     semantic_scores,
     trimap_counts,
 )
@@ -31,6 +31,7 @@ from seg_ext.metrics.boundary import WIDTHS
 from seg_ext.metrics.calibration import BINS
 
 METRICS = ("boundary", "bf", "trimap", "calibration", "uncertainty")  # beside what the confusion matrix gives
+NEED_SCORES = ("calibration", "uncertainty")  # of them, what labels alone do not serve
 OnImage = Callable[[Mapping[str, Any], np.ndarray], None]
 
 
@@ -155,7 +156,7 @@ class SemanticEvaluator(DatasetEvaluator):
         scores = semantic_scores(self.confusion)
         per_class = {"IoU": scores.iou}
         if "boundary" in counts:
-            inner = overlap(counts["boundary"])
+            inner, _, _ = class_scores(counts["boundary"])
             per_class |= {"BoundaryIoU": inner, "min(IoU, B-Iou)": np.minimum(scores.iou, inner)}
         result = {"mIoU": scores.miou, "fwIoU": scores.fwiou}
         result |= {f"{key}-{n}": v[i] for i, n in enumerate(self.class_names) for key, v in per_class.items()}
@@ -168,7 +169,8 @@ class SemanticEvaluator(DatasetEvaluator):
             means = np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
             result |= {"BF": means[-1], **self._named("BF", means[:-1])}
         if "trimap" in counts:
-            result |= {f"TrimapIoU@{w}": _mean(x) for w, x in zip(WIDTHS, overlap(counts["trimap"]), strict=True)}
+            iou, _, _ = class_scores(counts["trimap"])
+            result |= {f"TrimapIoU@{w}": _mean(x) for w, x in zip(WIDTHS, iou, strict=True)}
         if "calibration" in counts:
             result["ECE"] = expected_calibration_error(counts["calibration"])
         if "uncertainty" in counts:

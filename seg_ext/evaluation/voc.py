@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from seg_ext.errors import UserError
 from seg_ext.evaluation.ground_truth import RecordLookup
 from seg_ext.evaluation.instance_scores import mean_of_seen
-from seg_ext.metrics.voc_ap import VocMatches, best_overlaps, box_iou, voc_ap
+from seg_ext.metrics.voc_ap import VocMatches, box_iou, voc_ap, voc_matches
 
 _THRESHOLDS = np.arange(50, 100, 5) / 100
 
@@ -120,16 +120,10 @@ class VocBoxEvaluator(DatasetEvaluator):
                     f"{prediction.classes.max()}, the data set has {len(self._names)}"
                 )
             found[prediction.image_id].append(prediction)
-        rows = [(np.zeros(0), np.zeros(0, int), np.zeros(0), np.zeros(0, int))]
-        first = 0
-        for image_id, objects in truth.items():
-            for guess in found[image_id]:
-                overlap, best = best_overlaps(box_iou(guess.boxes, objects.boxes), guess.classes, objects.classes)
-                rows.append((guess.scores, guess.classes, overlap, np.where(best < 0, -1, best + first)))
-            first += len(objects.classes)
-        scores, classes, overlap, best = (np.concatenate(column) for column in zip(*rows, strict=True))
-        _, target_classes, difficult = (np.concatenate(column) for column in zip(*truth.values(), strict=True))
-        return VocMatches(scores, classes, overlap, best, target_classes, difficult)
+        return voc_matches(
+            (x.classes, x.difficult, [(p.scores, p.classes, box_iou(p.boxes, x.boxes)) for p in found[image_id]])
+            for image_id, x in truth.items()
+        )
 
 
 def _read_truth(folder: Path, split: str, names: Sequence[str]) -> dict[str, _Objects]:

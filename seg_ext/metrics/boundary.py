@@ -13,16 +13,16 @@ import cv2
 import numpy as np
 from scipy.spatial import cKDTree
 
+from seg_ext.metrics.boundary_masks import DILATION, boundary_width
 from seg_ext.metrics.labels import compact_labels, joint_counts
 
 WIDTHS = (1, 2, 5, 10, 20, 40)  # pixels, of trimaps
-_DILATION = 0.02  # of the image's diagonal, the width of Boundary IoU's band
 _TOLERANCE = 0.0075  # of the image's diagonal, BF's
 _CROSS, _SQUARE = (cv2.getStructuringElement(shape, (3, 3)) for shape in (cv2.MORPH_CROSS, cv2.MORPH_RECT))
 
 
 def boundary_counts(
-    pred: np.ndarray, target: np.ndarray, num_classes: int, *, ignore: int, dilation: float = _DILATION
+    pred: np.ndarray, target: np.ndarray, num_classes: int, *, ignore: int, dilation: float = DILATION
 ) -> np.ndarray:
     """Pixels of each class in the inner bands of width d along its boundaries, of the image's frame too.
 
@@ -44,7 +44,7 @@ def boundary_counts(
         ValueError: as :func:`seg_ext.metrics.confusion.confusion_matrix`.
     """
     maps = compact_labels(pred, target, num_classes, ignore=ignore)
-    width = max(1, round(dilation * float(np.hypot(*target.shape))))
+    width = boundary_width(*target.shape, ratio=dilation)
     guess, truth = (np.where(_band(labels, width), labels, num_classes + 1).astype(labels.dtype) for labels in maps)
     counts = joint_counts(guess, truth, num_classes)
     both, expected, found = counts.diagonal(), counts.sum(1), counts.sum(0)
@@ -123,12 +123,6 @@ def contour_f1(
     guess, truth = (np.bincount(labels.ravel(), minlength=num_classes)[:num_classes] for labels in maps)
     score[(expected == 0) & (truth > 0) & (guess == truth)] = 1.0
     return np.where(truth > 0, score, np.nan)
-
-
-def overlap(counts: np.ndarray) -> np.ndarray:
-    """(..., K) IoU of counts (..., K, 3): both, ground truth, prediction; nan for a class without ground truth."""
-    both, truth, found = np.moveaxis(counts.astype(np.float64), -1, 0)
-    return np.divide(both, truth + found - both, out=np.full_like(truth, np.nan), where=truth > 0)
 
 
 def _band(labels: np.ndarray, width: int) -> np.ndarray:

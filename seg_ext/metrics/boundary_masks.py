@@ -5,8 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+DILATION = 0.02  # of the image's diagonal, the width of the band
 
-def boundary_width(height: int, width: int, *, ratio: float = 0.02) -> int:
+
+def boundary_width(height: int, width: int, *, ratio: float = DILATION) -> int:
     """Width of the band in pixels, at least 1: ``ratio`` of the image's diagonal."""
     return max(1, round(ratio * float(np.hypot(height, width))))
 

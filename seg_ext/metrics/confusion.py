@@ -44,6 +44,16 @@ def confusion_matrix(pred: np.ndarray, target: np.ndarray, num_classes: int, *, 
     return counts[:num_classes, : num_classes + 1]
 
 
+def class_scores(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """IoU, accuracy and Dice (..., K) of counts (..., K, 3) as :func:`class_counts` gives; nan without ground truth."""
+    correct, truth, predicted = np.moveaxis(counts.astype(np.float64), -1, 0)
+    shares = (correct, truth + predicted - correct), (correct, truth), (2 * correct, truth + predicted)
+    iou, acc, dice = (
+        np.divide(share, whole, out=np.full_like(truth, np.nan), where=truth > 0) for share, whole in shares
+    )
+    return iou, acc, dice
+
+
 def class_counts(confusion: np.ndarray) -> np.ndarray:
     """(K, 3) of a confusion matrix (K, K) or (K, K+1): correct, ground-truth and predicted pixels of each class."""
     classes = len(confusion)
@@ -65,12 +75,10 @@ def semantic_scores(confusion: np.ndarray) -> SemanticScores:
     """
     if confusion.ndim != 2 or confusion.shape[1] - len(confusion) not in (0, 1):
         raise ValueError(f"confusion matrix of shape {confusion.shape}: takes (K, K) or (K, K+1)")
-    correct, truth, predicted = class_counts(confusion).T.astype(np.float64)
+    counts = class_counts(confusion)
+    correct, truth, _ = counts.T.astype(np.float64)
+    iou, acc, dice = class_scores(counts)
     present = truth > 0
-    iou, acc, dice = (
-        np.divide(share, whole, out=np.full_like(truth, np.nan), where=present)
-        for share, whole in ((correct, truth + predicted - correct), (correct, truth), (2 * correct, truth + predicted))
-    )
     if not present.any():
         return SemanticScores(np.nan, np.nan, np.nan, np.nan, np.nan, iou, acc, dice)
     return SemanticScores(

@@ -113,16 +113,23 @@ def pq_scores(stat: PanopticStat, is_thing: np.ndarray) -> PanopticScores:
         stat: counts of K classes.
         is_thing: (K,) bool.
     """
-    weight = stat.tp + 0.5 * stat.fp + 0.5 * stat.fn
-    seen = weight > 0
-    rq = np.divide(stat.tp, weight, out=np.full(len(weight), np.nan), where=seen)
-    sq = np.divide(stat.iou_sum, np.maximum(stat.tp, 1), out=np.full(len(weight), np.nan), where=seen)
-    pq = sq * rq
+    pq, sq, rq = class_quality(stat.iou_sum, stat.tp, stat.fp, stat.fn)
+    seen = ~np.isnan(pq)
 
     def mean(group: np.ndarray) -> Quality:
         return Quality(*(float(x[group].mean()) if group.any() else np.nan for x in (pq, sq, rq)))
 
     return PanopticScores(mean(seen), mean(seen & is_thing), mean(seen & ~is_thing), pq, sq, rq)
+
+
+def class_quality(
+    iou_sum: np.ndarray, tp: np.ndarray, fp: np.ndarray, fn: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """PQ, SQ and RQ of counts of any shape, nan where there is no segment."""
+    weight = tp + 0.5 * fp + 0.5 * fn
+    rq = np.divide(tp, weight, out=np.full_like(weight, np.nan), where=weight > 0)
+    sq = np.where(weight > 0, iou_sum / np.maximum(tp, 1), np.nan)
+    return sq * rq, sq, rq
 
 
 def _overlaps(target: np.ndarray, pred: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ def rle_totals(counts: Sequence[bytes]) -> np.ndarray:
     the fourth on, a number is the difference to the one before the last.
 
     Returns:
-        (N,) int64; -1 for a string with another character, or that ends within a number.
+        (N,) int64; -1 for a string with another character or a run below 0, or that ends within a number.
     """
     lengths = np.array([len(string) for string in counts], np.int64)
     bits = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
@@ -39,6 +39,11 @@ def rle_totals(counts: Sequence[bytes]) -> np.ndarray:
     string = owner[starts]
     runs = np.bincount(string, minlength=len(counts))
     index = np.arange(len(numbers)) - (np.cumsum(runs) - runs)[string]
-    uses = np.where(index > 0, (runs[string] - 1 - index) // 2 + 1, 1)  # runs that a difference is part of
-    totals = np.bincount(string, weights=numbers * uses, minlength=len(counts))
+    chain = 3 * string + np.where(index > 0, 1 + index % 2, 0)  # numbers whose sum so far is a run
+    order = np.argsort(chain, kind="stable")
+    sums = np.cumsum(numbers[order])
+    heads = np.flatnonzero(np.diff(chain[order], prepend=-1))
+    sums -= np.repeat(sums[heads] - numbers[order][heads], np.diff(heads, append=len(order)))
+    wrong[string[order[sums < 0]]] = True
+    totals = np.bincount(string[order], weights=sums, minlength=len(counts))
     return np.where(wrong, -1, totals).astype(np.int64)

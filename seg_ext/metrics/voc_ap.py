@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
+# of an image: classes (G,) of its objects, which of them are difficult (G,), and its detections, in parts of
+# scores (D,), classes (D,) and IoU with each object (D, G)
+VocImage = tuple[np.ndarray, np.ndarray, Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,20 +33,25 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(common, union, out=np.zeros_like(union, np.float64), where=union > 0)
 
 
-def best_overlaps(iou: np.ndarray, classes: np.ndarray, target_classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The object of its class that each detection of an image overlaps most, the first of several.
+def voc_matches(images: Iterable[VocImage]) -> VocMatches:
+    """The object of its image and class that each detection overlaps most, the first of several."""
+    rows = [(np.zeros(0), np.zeros(0, int), np.zeros(0), np.zeros(0, int))]
+    objects = [(np.zeros(0, int), np.zeros(0, bool))]
+    first = 0
+    for targets, difficult, parts in images:
+        for scores, classes, iou in parts:
+            overlap, best = _best_overlaps(iou, classes, targets)
+            rows.append((scores, classes, overlap, np.where(best < 0, -1, best + first)))
+        objects.append((targets, difficult))
+        first += len(targets)
+    return VocMatches(*(np.concatenate(column) for part in (rows, objects) for column in zip(*part, strict=True)))
 
-    Args:
-        iou: (D, G).
-        classes: (D,).
-        target_classes: (G,).
 
-    Returns:
-        (D,) the overlap, 0 where no object is of the class, and (D,) the object's index, there -1.
-    """
+def _best_overlaps(iou: np.ndarray, classes: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(D,) greatest IoU with an object of the same class, 0 without one, and (D,) that object's index, there -1."""
     if not iou.size:
         return np.zeros(len(classes)), np.full(len(classes), -1)
-    alike = np.where(classes[:, None] == target_classes, iou, -1.0)
+    alike = np.where(classes[:, None] == targets, iou, -1.0)
     best = alike.argmax(axis=1)
     overlap = np.take_along_axis(alike, best[:, None], axis=1)[:, 0]
     return overlap.clip(0), np.where(overlap < 0, -1, best)

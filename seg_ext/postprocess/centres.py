@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seg_ext.postprocess.panoptic_fusion import fill_with_stuff
+
 VOID, STUFF = 0, 1  # in a map of ids; instances are greater
 _CHUNK = 1 << 22  # distances at once
 
@@ -128,12 +130,7 @@ def group_pixels(
             {"id": i, "isthing": True, "category_id": category, "area": area, "score": score}
             for i, (category, area, score) in enumerate(rows, start=1)
         ]
-    stuff = torch.bincount(labels.flatten(), minlength=classes).masked_fill(is_thing, 0)
-    lookup = torch.zeros(classes, dtype=torch.int32, device=labels.device)
-    for category in torch.nonzero(stuff >= max(stuff_area, 1)).flatten().tolist():
-        info.append({"id": len(info) + 1, "isthing": False, "category_id": category, "area": int(stuff[category])})
-        lookup[category] = len(info)
-    return torch.where(segments.view(labels.shape) > 0, segments.view(labels.shape), lookup[labels]), info
+    return fill_with_stuff(segments.view(labels.shape), info, labels, thing_ids=thing_ids, stuff_area=stuff_area)
 
 
 def _nearest(points: Tensor, centres: Tensor) -> Tensor:

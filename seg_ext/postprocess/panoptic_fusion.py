@@ -53,14 +53,29 @@ def fuse_panoptic(
             zip(scores[chosen].tolist(), classes[chosen].tolist(), chosen.tolist(), strict=True), start=1
         )
     ]
+    return fill_with_stuff(segments, info, labels, thing_ids=thing_ids, stuff_area=stuff_area)
+
+
+def fill_with_stuff(
+    segments: Tensor, info: list[dict[str, Any]], labels: Tensor, *, thing_ids: Sequence[int], stuff_area: int
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Add to segments of things, behind them, those of the semantic classes that are no things.
+
+    Args:
+        segments: (H, W) int32 ids 1..n, 0 where there is none.
+        info: n dicts.
+        labels: (H, W) semantic ids.
+        thing_ids: those that denote things.
+        stuff_area: pixels that a class covers at least.
+    """
     free = segments == 0
-    areas = torch.bincount(labels[free], minlength=int(labels.max()) + 1)
-    stuff = torch.nonzero(areas >= max(stuff_area, 1)).flatten().tolist()
-    stuff = [category for category in stuff if category not in thing_ids]
-    lookup = torch.zeros(len(areas), dtype=torch.int32, device=labels.device)
-    for index, category in enumerate(stuff, start=len(info) + 1):
-        lookup[category] = index
-        info.append({"id": index, "isthing": False, "category_id": category, "area": int(areas[category])})
+    areas = torch.bincount(labels[free], minlength=int(labels.max()) + 1).tolist()
+    info, ids = list(info), [0] * len(areas)
+    for category, area in enumerate(areas):
+        if area >= max(stuff_area, 1) and category not in thing_ids:
+            ids[category] = len(info) + 1
+            info.append({"id": ids[category], "isthing": False, "category_id": category, "area": area})
+    lookup = torch.tensor(ids, dtype=torch.int32, device=labels.device)
     return torch.where(free, lookup[labels], segments), info
 
 

@@ -286,12 +286,12 @@ def test_what_predict_writes_of_a_perfect_model_scores_100(panoptic, path, tasks
     assert set(results) == {*tasks, "about"}
     assert [results[task][key] for task, key in tasks.items()] == [pytest.approx(100)] * len(tasks)
     assert figure in (root / "out" / "gallery" / "index.html").read_text()
-    files = [root / "out" / f"per_image_{task}.jsonl" for task in tasks if task in ("sem_seg", "panoptic_seg")]
+    files = [root / "out" / f"per_image_{task}.jsonl" for task in sorted(tasks)]
     assert sorted((root / "out").glob("*.jsonl")) == files
     assert run("compare", root / "out", root / "out", "--output", root / "diff", "--resamples", 20) == 0
     rows = [row for rows in json.loads((root / "diff" / "compare.json").read_text()).values() for row in rows]
     certain = {(row["task"], row["metric"]) for row in rows if row["low"] == row["high"] == 0}
-    assert {(task, key) for task, key in tasks.items() if task.endswith("_seg")} <= certain
+    assert set(tasks.items()) <= certain
     assert "100.00" in capsys.readouterr().out
 
 
@@ -299,6 +299,8 @@ def test_metrics_that_a_kind_does_not_have_are_refused(panoptic, capsys):
     name, root = panoptic
     saved = ("--dataset", name, "--output", root / "out", "--metrics")
     assert "bf" in refusal(capsys, "eval", "--predictions", root / "saved" / "predictions.json", *saved, "bf")
+    labels = refusal(capsys, "eval", "--predictions", root / "saved" / "labels", *saved, "boundary,calibration")
+    assert "calibration needs scores" in labels
     assert "panoptic quality alone" in refusal(
         capsys, "eval", "--predictions", root / "saved" / "panoptic.json", *saved, "voc"
     )

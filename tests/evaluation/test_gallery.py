@@ -250,6 +250,15 @@ def test_ground_truth_may_come_with_the_input_and_may_be_missing(tmp_path: Path)
     assert len(pngs(tmp_path / "out")) == 5
 
 
+def test_the_ignored_id_in_a_prediction_is_wrong_however_great_it_is(catalog: list[Any], tmp_path: Path) -> None:
+    MetadataCatalog.get(NAME).__dict__["ignore_label"] = 65535
+    record, output = semantic_case(tmp_path / "a.png", 0.5)
+    output["sem_seg_labels"] *= 65535
+    catalog.append(record)
+    page = shown(Gallery(NAME, tmp_path / "out"), [(record, output)], tmp_path / "out")
+    assert page.texts["span"] == ["mIoU 0.50"]
+
+
 def test_the_score_of_several_tasks_is_their_mean(catalog: list[Any], tmp_path: Path) -> None:
     truth, shifted = square(10, 10, 20), square(10, 14, 20)
     good, found = instance_case(tmp_path / "good.png", [truth], [truth], [0.9])
@@ -363,10 +372,11 @@ def test_the_summary_shows_numbers_and_a_dash_for_nan(catalog: list[Any], tmp_pa
     assert "Results" not in shown(gallery, [case], tmp_path / "out").text
     results = {"mIoU": 12.345, "pACC": float("nan"), "IoU-tree": 5.0, "IoU-a-b": 6.5, "ACC-tree": float("nan")}
     results["min(IoU, B-Iou)-a-b"] = 4.0
+    results["KeptACC-variance@90"] = 7.0  # of no class
     assert gallery.write_summary({"sem_seg": results}) == path
     page = Page(tmp_path / "out")
-    assert page.texts["th"] == ["mIoU", "pACC", "IoU", "ACC", "min(IoU, B-Iou)"]
-    assert page.texts["td"] == ["12.35", "–", "tree", "5.00", "–", "–", "a-b", "6.50", "–", "4.00"]
+    assert page.texts["th"] == ["mIoU", "pACC", "KeptACC-variance@90", "IoU", "ACC", "min(IoU, B-Iou)"]
+    assert page.texts["td"] == ["12.35", "–", "7.00", "tree", "5.00", "–", "–", "a-b", "6.50", "–", "4.00"]
     assert "2 classes" in page.text and listed(page) == ["sem_seg", "a.png"]
 
 

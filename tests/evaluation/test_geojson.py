@@ -107,7 +107,7 @@ def test_a_geotiff_gives_map_coordinates_and_their_system(tmp_path: Path, kind: 
     keys = (1, 1, 0, 2, 1025, 0, 1, kind, 3072, 0, 1, 32633)
     tags = [
         (33550, "d", 3, (0.5, 0.5, 0.0)),
-        (33922, "d", 6, (0.0, 0.0, 0.0, 400000.0, 5000000.0, 0.0)),
+        (33922, "d", 6 * kind, (0.0, 0.0, 0.0, 400000.0, 5000000.0, 0.0) * kind),  # of several points the first
         (34735, "H", len(keys), keys),
     ]
     tifffile.imwrite(file, np.zeros((4, 6, 3), np.uint8), photometric="rgb", extratags=tags, metadata=None)

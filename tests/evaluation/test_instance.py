@@ -19,7 +19,7 @@ from pycocotools import mask as rle
 
 from seg_ext.errors import UserError
 from seg_ext.evaluation import InstanceEvaluator
-from seg_ext.evaluation.coco_engine import accumulate
+from seg_ext.evaluation.coco_engine import accumulate, match_detections
 
 NAME = "toy_instance"
 CATEGORIES = {7: "cat", 3: "dog", 90: "cow"}  # model classes 0, 1, 2 in this order
@@ -173,12 +173,15 @@ def results_of(found, task):
 def assert_engines_agree(coco, results, task, category_ids):
     both = [
         accumulate(
-            copy.deepcopy(coco),
-            copy.deepcopy(results),
-            task=task,
-            category_ids=category_ids,
-            max_dets=(1, 10, 100),
-            backend=backend,
+            match_detections(
+                copy.deepcopy(coco),
+                copy.deepcopy(results),
+                task=task,
+                category_ids=category_ids,
+                max_dets=(1, 10, 100),
+                backend=backend,
+            ),
+            category_ids,
         )
         for backend in ("hotcoco", "pycocotools")
     ]
@@ -404,6 +407,9 @@ def without(coco, key, part=None):
         (lambda coco: "{", r"truth\.json: not JSON"),
         (lambda coco: "[]", r"truth\.json: no 'images'"),
         (lambda coco: without(coco, "categories"), r"truth\.json: no 'categories'"),
+        (lambda coco: without(coco, "id", "images"), r"truth\.json: entry 2 of 'images' has no 'id'"),
+        (lambda coco: without(coco, "height", "images"), r"truth\.json: entry 2 of 'images' has no 'height'"),
+        (lambda coco: without(coco, "name", "categories"), r"truth\.json: entry 2 of 'categories' has no 'name'"),
         (lambda coco: without(coco, "area", "annotations"), r"truth\.json: annotation 3 has no 'area'"),
         (lambda coco: without(coco, "segmentation", "annotations"), r"annotation 3 has no 'segmentation'"),
         (lambda coco: json.dumps({**coco, "categories": coco["categories"][:2]}), r"truth\.json: no category 90"),

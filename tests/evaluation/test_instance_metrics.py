@@ -21,7 +21,7 @@ from seg_ext.config import get_cfg
 from seg_ext.engine.evaluate import build_evaluators
 from seg_ext.errors import UserError
 from seg_ext.evaluation import InstanceEvaluator
-from seg_ext.evaluation.coco_engine import accumulate
+from seg_ext.evaluation.coco_engine import accumulate, match_detections
 from seg_ext.metrics.voc_ap import average_precision
 
 NAME, SIZE, POINTS = "toy_instance_metrics", (72, 96), 5
@@ -207,8 +207,10 @@ def test_boundary_ap_equals_the_definition_on_dense_masks(coco, monkeypatch):
     ]
     monkeypatch.setattr("seg_ext.evaluation.coco_engine._BAND_BYTES", 2 * SIZE[0] * SIZE[1])  # masks in several parts
     options = {"category_ids": [1, 2, 3, 4], "max_dets": (100,), "backend": "hotcoco"}
-    ours, _ = accumulate(coco, copy.deepcopy(results), task="boundary", **options)
-    masks, _ = accumulate(coco, copy.deepcopy(results), task="segm", **options)
+    ours, masks = (
+        accumulate(match_detections(coco, copy.deepcopy(results), task=task, **options), options["category_ids"])[0]
+        for task in ("boundary", "segm")
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = copy.deepcopy(coco)

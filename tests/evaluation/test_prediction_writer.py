@@ -22,7 +22,9 @@ from pycocotools.coco import COCO
 
 from seg_ext.data.label_io import read_label, read_panoptic_ids
 from seg_ext.errors import UserError
-from seg_ext.evaluation.prediction_writer import PredictionWriter, write_picture
+from seg_ext.evaluation.image_writer import ImageWriter
+from seg_ext.evaluation.output_files import write_picture
+from seg_ext.evaluation.prediction_writer import PredictionWriter
 
 COLORS = [(0, 0, 0), (250, 10, 20), (30, 40, 250)]
 GREY = np.full((40, 50, 3), 90, np.uint8)
@@ -219,6 +221,14 @@ def test_two_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(comm, "is_main_process", lambda: True)
     first.evaluate()
     assert (tmp_path / "two/predictions.json").read_text() == (tmp_path / "one/predictions.json").read_text()
+
+
+@pytest.mark.parametrize("key", ["sem_seg_labels", "panoptic_seg", "uncertainty"])
+def test_what_is_kept_of_an_output_comes_to_the_hosts_memory(tmp_path: Path, key: str) -> None:
+    there = torch.zeros(4, 5, device="meta")  # as on a GPU, but that nothing can be copied from it
+    output = {"sem_seg_labels": there, "panoptic_seg": (there, []), "uncertainty": {"entropy": there}}
+    with pytest.raises(NotImplementedError, match="copy out of meta"):
+        ImageWriter(tmp_path, metadata(), write=[]).keep({key: output[key]})
 
 
 def test_only_known_kinds_are_written(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from seg_ext.errors import UserError
 from seg_ext.evaluation import InstanceEvaluator, PanopticEvaluator
 from seg_ext.evaluation.prediction_writer import PredictionWriter
+from seg_ext.evaluation.saved import kind_of
 from seg_ext.evaluation.saved_objects import read_coco_results, read_panoptic_results
 
 NAME, SIZE, POINTS = "toy_saved", (24, 32), 17
@@ -207,8 +208,13 @@ def cut(results):
         (changed(4, segmentation=None), r"result 4 .*has bbox, keypoints, the first .*segmentation"),
         (changed(4, segmentation=[[1, 2]]), r"result 4 .*polygons"),
         (changed(4, segmentation={"counts": "0"}), r"result 4 .*without size"),
+        (changed(4, segmentation={"size": [24.0, 32], "counts": [768]}), r"result 4 .*mask of 24\.0x32; takes .*24x32"),
         (changed(4, segmentation={"size": [24, 32], "counts": [5, 5]}), r"result 4 .*do not fill 24x32"),
         (changed(4, segmentation={"size": [24, 32], "counts": [-1, 769]}), r"result 4 .*do not fill 24x32"),
+        (
+            changed(4, segmentation={"size": [24, 32], "counts": "`<PO`<"}),  # runs 400, -32, 400
+            r"result 4 \(image 14\): counts that do not fill 24x32",
+        ),
         (squeezed, r"result 4 \(image 14\): mask of 32x24; takes the image's 24x32"),
         (cut, r"result 4 \(image 14\): counts that do not fill 24x32"),
         (lambda results: results.__setitem__(4, 7), r"result 4: int; takes an object"),
@@ -235,6 +241,22 @@ def test_files_at_fault_are_named(toy, text, words):
         read_coco_results(saved(toy, text), NAME)
     with pytest.raises(UserError, match=r"none\.json: No such file"):
         read_coco_results(toy / "none.json", NAME)
+
+
+def test_a_file_that_cannot_be_mapped_is_named(toy, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr("mmap.mmap", fail)
+    with pytest.raises(UserError, match=r"truth\.json: .*No such device"):
+        kind_of(toy / "truth.json")
+
+
+def test_records_without_image_ids_are_named(toy):
+    DatasetCatalog.remove(NAME)
+    DatasetCatalog.register(NAME, lambda: [{"file_name": "10.jpg", "sem_seg_file_name": "10.png"}])
+    with pytest.raises(UserError, match=r"10\.jpg has no 'image_id'"):
+        read_coco_results(saved(toy, []), NAME)
 
 
 def copied(toy, beside=False):

@@ -6,10 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seg_ext.metrics import boundary_counts, contour_f1, overlap, trimap_counts
+from seg_ext.metrics import boundary_counts, class_scores, contour_f1, trimap_counts
 
 CLASSES, IGNORE = 3, 255
 EXAMPLES = settings(max_examples=40)
+
+
+def iou_of(counts):
+    return class_scores(counts)[0]
 
 
 @st.composite
@@ -99,7 +103,7 @@ def trimap_iou_by_loops(pred, target, width):
 @EXAMPLES
 @given(label_maps(), st.sampled_from([0.02, 0.2, 0.4]))
 def test_boundary_iou_is_that_of_the_masks_eroded_class_by_class(maps, dilation):
-    found = overlap(boundary_counts(*maps, CLASSES, ignore=IGNORE, dilation=dilation))
+    found = iou_of(boundary_counts(*maps, CLASSES, ignore=IGNORE, dilation=dilation))
     np.testing.assert_allclose(found, boundary_iou_by_erosion(*maps, dilation), rtol=0, atol=1e-12)
 
 
@@ -114,7 +118,7 @@ def test_contour_f1_equals_a_loop_over_contours(maps, tolerance):
 @given(label_maps())
 def test_the_trimap_curve_equals_a_loop_over_pixels(maps):
     widths = (1, 2, 4)
-    found = overlap(trimap_counts(*maps, CLASSES, ignore=IGNORE, widths=widths))
+    found = iou_of(trimap_counts(*maps, CLASSES, ignore=IGNORE, widths=widths))
     np.testing.assert_allclose(found, [trimap_iou_by_loops(*maps, w) for w in widths], rtol=0, atol=1e-12)
 
 
@@ -134,9 +138,9 @@ def test_a_perfect_prediction_is_one_and_one_of_an_absent_class_zero(maps):
     present = np.isin(range(CLASSES), target)
     for pred, score in ((target, 1.0), (np.full_like(target, CLASSES), 0.0)):
         expected = np.where(present, score, np.nan)
-        np.testing.assert_array_equal(overlap(boundary_counts(pred, target, CLASSES, ignore=IGNORE)), expected)
+        np.testing.assert_array_equal(iou_of(boundary_counts(pred, target, CLASSES, ignore=IGNORE)), expected)
         np.testing.assert_array_equal(contour_f1(pred, target, CLASSES, ignore=IGNORE), expected)
-        for trimap in overlap(trimap_counts(pred, target, CLASSES, ignore=IGNORE)):
+        for trimap in iou_of(trimap_counts(pred, target, CLASSES, ignore=IGNORE)):
             assert set(trimap[~np.isnan(trimap)]) <= {score}
 
 
@@ -144,7 +148,7 @@ def test_eroding_the_label_map_once_would_score_an_all_wrong_prediction_above_ze
     target = np.zeros((40, 40), int)
     target[10:30, 10:30], target[14:26, 14:26] = 1, 2
     wrong = (target + 1) % 3
-    np.testing.assert_array_equal(overlap(boundary_counts(wrong, target, 3, ignore=IGNORE)), [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(iou_of(boundary_counts(wrong, target, 3, ignore=IGNORE)), [0.0, 0.0, 0.0])
 
 
 def test_the_bands_are_2_percent_of_the_diagonal_and_the_frame_counts():
@@ -166,7 +170,7 @@ def test_many_classes_fit(classes):
     wrong = (target + 1) % classes
     for pred, score in ((target, 1.0), (wrong, 0.0)):
         counts = boundary_counts(pred, target, classes, ignore=65535)
-        np.testing.assert_array_equal(overlap(counts), np.full(classes, score))
+        np.testing.assert_array_equal(iou_of(counts), np.full(classes, score))
     assert np.isnan(contour_f1(target, target, classes + 1, ignore=65535)).tolist() == [False] * classes + [True]
 
 

@@ -28,7 +28,8 @@ def test_long_runs_are_numbers_of_several_characters():
 
 def test_strings_at_fault_are_told_apart_from_their_neighbours():
     whole = encoded(np.eye(20, dtype=np.uint8))
-    strings = [whole, whole[:-4], b"", whole + b"~~", whole + b"p", whole + b"P", b"Q" * 40 + b"0", whole]
+    negative = [b"5N57", b"5551I1"]  # runs 5, -2, 5, -2 + 7 and 5, 5, 5, 5 + 1, 5 - 7, 6 + 1
+    strings = [whole, whole[:-4], b"", whole + b"~~", whole + b"p", whole + b"P", b"Q" * 40 + b"0", *negative, whole]
     totals = rle_totals(strings).tolist()
     assert totals[0] == totals[-1] == 400 and totals[2] == 0
-    assert totals[1] not in (-1, 400) and totals[3:-1] == [-1] * 4
+    assert totals[1] not in (-1, 400) and totals[3:-1] == [-1] * 6

@@ -6,7 +6,7 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_ap as detectron2s_ap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seg_ext.metrics.voc_ap import VocMatches, average_precision, best_overlaps, box_iou, voc_ap
+from seg_ext.metrics.voc_ap import VocMatches, average_precision, box_iou, voc_ap, voc_matches
 
 CLASSES = 3
 
@@ -25,13 +25,7 @@ def images(draw):
 
 
 def matches_of(scenes):
-    parts, first = [], 0
-    for iou, scores, classes, targets, _ in scenes:
-        overlap, best = best_overlaps(iou, classes, targets)
-        parts.append((scores, classes, overlap, np.where(best < 0, -1, best + first)))
-        first += len(targets)
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return VocMatches(*columns, np.concatenate([s[3] for s in scenes]), np.concatenate([s[4] for s in scenes]))
+    return voc_matches((targets, hard, [(scores, classes, iou)]) for iou, scores, classes, targets, hard in scenes)
 
 
 def defined(scenes, category, threshold, eleven):
