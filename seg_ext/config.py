@@ -146,7 +146,7 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     cfg.TEST.GALLERY = 0  # pictures in the gallery of an evaluation, worst first; 0 for none
     # Of boundary (Boundary IoU), bf (contour F1), trimap, calibration (ECE), uncertainty (risk against coverage)
     cfg.TEST.SEMANTIC_METRICS = ["boundary"]
-    cfg.TEST.PER_IMAGE = False  # keep each image's counts in per_image_<task>.jsonl, for `seg-ext compare`
+    cfg.TEST.PER_IMAGE = False  # keep each image's counts or matches in per_image_<task>.jsonl, for `seg-ext compare`
     cfg.TEST.INSTANCE_METRICS = ["coco"]  # of coco, boundary (AP on min of mask and boundary IoU), voc (AP^r), tide
     cfg.TEST.PICTURES = 0  # images whose predictions each evaluation of a training shows in TensorBoard or W&B
     cfg.TEST.VALIDATION_LOSS = False  # each evaluation of a training gives the training's losses on DATASETS.TEST too
@@ -246,7 +246,19 @@ def has_semantics(cfg: CfgNode) -> bool:
     return cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" and bool(cfg.MODEL.SEM_SEG_HEAD.NAME)
 
 
+def refuse_foreign_code(cfg: CfgNode, source: str, remedy: str) -> None:
+    """Refuse a config that nobody named, as one found beside weights, whose decoder would be imported.
+
+    Raises:
+        UserError: DECODER.NAME is "package.module:Class" outside seg_ext; from ``source`` to ``remedy``.
+    """
+    decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME
+    if ":" in decoder and not decoder.startswith("seg_ext.decoders."):
+        raise UserError(f"{source}: DECODER.NAME {decoder} is foreign code; {remedy}")
+
+
 def _merge(cfg: CfgNode, other: CfgNode, source: str) -> None:
+    _check_values(cfg, other, source)
     try:
         cfg.merge_from_other_cfg(other)
     except (KeyError, ValueError, AssertionError) as error:
@@ -270,10 +282,21 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
         if leaf not in node:
             node[leaf] = CfgNode._decode_cfg_value(value)
             continue
+        _check_values(node, {leaf: CfgNode._decode_cfg_value(value)}, "command line", key.removesuffix(leaf))
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, KeyError) as error:
             raise UserError(f"command line: {key} {value}: {' '.join(str(error).split())}") from error
+
+
+def _check_values(cfg: Mapping[str, Any], other: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    """Refuse a key without a value, which yacs lets pass, where the default is a number, a truth value or a list."""
+    for key, value in other.items():
+        default = cfg.get(key)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            _check_values(default, value, source, f"{prefix}{key}.")
+        elif value is None and isinstance(default, (int, float, list, tuple)):
+            raise UserError(f"{source}: {prefix}{key} has no value; takes one such as {default!r}")
 
 
 def _unknown_key(cfg: CfgNode, key: str) -> str:

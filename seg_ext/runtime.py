@@ -99,7 +99,10 @@ class Segmenter:
             ValueError: no image of 8 bits, or one whose bands have to be given as an array.
         """
         if str(file).endswith(".npy"):
-            loaded: NDArray[np.uint8] = np.load(file, allow_pickle=False)
+            try:
+                loaded: NDArray[np.uint8] = np.load(file, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise ValueError(f"{file}: cannot be read as an array: {error}") from error
             return loaded
         from PIL import Image, ImageOps
 
@@ -108,10 +111,10 @@ class Segmenter:
             raise ValueError(f"{file}: a model of bands takes arrays (H, W, {len(self._input['mean'])})")
         try:
             with Image.open(file) as opened:
-                if opened.mode.startswith(("I", "F")):
+                if opened.mode.startswith(("I", "F")) or ";16" in str(opened.tile):
                     raise ValueError(f"{file}: more than 8 bits a pixel; give a float32 array of values from 0 to 255")
                 pixels = np.asarray(ImageOps.exif_transpose(opened).convert(mode))
-        except OSError as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{file}: cannot be read as an image: {error}") from error
         return pixels[..., ::-1] if self.channels == "BGR" else pixels.reshape(*pixels.shape[:2], -1)
 
@@ -146,7 +149,7 @@ def _shortest(shape: Sequence[int], step: dict[str, int]) -> list[int]:
     scale = step["shortest"] / min(height, width)
     sides = [side * scale if side > min(height, width) else float(step["shortest"]) for side in (height, width)]
     factor = min(1.0, step["longest"] / max(sides))
-    return [int(side * factor + 0.5) for side in sides]
+    return [max(1, int(side * factor + 0.5)) for side in sides]
 
 
 def _resized(pixels: Array, size: Sequence[int]) -> Array:
@@ -237,9 +240,14 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 3:
         print("usage: python -m seg_ext.runtime MODEL.onnx IMAGE LABELS.npy", file=sys.stderr)
         return 2
+    partial = Path(f"{arguments[2]}.partial")
     try:
-        np.save(arguments[2], Segmenter(arguments[0])(arguments[1]))
+        labels = Segmenter(arguments[0])(arguments[1])
+        with partial.open("wb") as stream:
+            np.save(stream, labels)
+        partial.replace(arguments[2])
     except (ValueError, OSError) as error:
+        partial.unlink(missing_ok=True)
         print(f"seg_ext.runtime: error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 import torch
 
 torch.set_num_threads(2)
+hypothesis.settings.register_profile("loaded", deadline=None)  # time per example says how busy the machine is
+hypothesis.settings.load_profile("loaded")
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, which would else wait for each other's threads
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Maps this small are not worth the threads' meetings, and the order of sums is part of the bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def nuclei_tree(tmp_path: Path) -> Iterator[Callable[[Mapping[str, Sequence[np.ndarray]]], Path]]:
+    """Takes maps of ids by split: bright nuclei on a dark ground, as nuclei_train and nuclei_test."""
+    from seg_ext.data.datasets import data_root, nuclei
+    from seg_ext.data.derive import derive_coco
+
+    def make(labels: Mapping[str, Sequence[np.ndarray]]) -> Path:
+        root = tmp_path / "nuclei"
+        for split, maps in labels.items():
+            for folder in ("images", "labels"):
+                (root / split / folder).mkdir(parents=True)
+            for index, label in enumerate(maps):
+                ground = np.random.default_rng(index).integers(0, 40, label.shape, np.uint8)
+                cv2.imwrite(str(root / split / "images" / f"{index}.png"), ground + (label > 0) * np.uint8(150))
+                cv2.imwrite(str(root / split / "labels" / f"{index}.png"), label)
+            derive_coco(root, split, thing_class="nucleus")
+        nuclei.register(tmp_path)
+        return tmp_path
+
+    yield make
+    nuclei.register(data_root())
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,15 @@ def test_wrong_type_is_named(write) -> None:
     assert "SOLVER.STEPS" in refusal(write("SOLVER: {STEPS: hello}"))
 
 
+@pytest.mark.parametrize("key", ["SOLVER.MAX_ITER", "DATASETS.TRAIN", "SOLVER.BASE_LR", "MODEL.MASK_ON"])
+def test_a_number_or_list_left_empty_is_named(write, key: str) -> None:
+    section, name = key.split(".")
+    assert f"x.yaml: {key} has no value; takes one such as" in refusal(write(f"{section}:\n  {name}:\n"))
+    assert f"command line: {key} has no value; takes one such as" in refusal(write("{}"), key, "None")
+    cfg = load_config(write("SOLVER: {WEIGHT_DECAY_BIAS: null}"), ["MODEL.BN.EPS", "None"])
+    assert cfg.SOLVER.WEIGHT_DECAY_BIAS is cfg.MODEL.BN.EPS is None
+
+
 @pytest.mark.parametrize("text", ["MODEL: [", "x: !!python/object/apply:os.system ['true']", "- 1\n- 2", "just words"])
 def test_what_is_no_plain_mapping_is_refused(write, text: str) -> None:
     assert "x.yaml" in refusal(write(text))

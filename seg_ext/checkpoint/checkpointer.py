@@ -18,13 +18,12 @@ from seg_ext.checkpoint.class_heads import transfer
 from seg_ext.checkpoint.detectron2_names import in_our_order, our_names
 from seg_ext.checkpoint.files import SIDECAR, is_whole, read_checkpoint, write_whole
 from seg_ext.checkpoint.imagenet import explain, fit, fit_timm, widen_first
-from seg_ext.checkpoint.locate import locate
+from seg_ext.checkpoint.locate import HEURISTICS, locate
 from seg_ext.checkpoint.report import LoadingReport
 from seg_ext.checkpoint.sidecar import classes_of, plain
 from seg_ext.errors import UserError
 
 _logger = logging.getLogger(__name__)
-_HEURISTICS = "?matching_heuristics=True"  # detectron2's: names need only end alike
 
 BEST = "model_best"
 _NUMBERED = re.compile(r"model_\d{7,}\.pth")
@@ -158,8 +157,8 @@ class Checkpointer(DetectionCheckpointer):
         if not path:
             _logger.debug("no weights given: the model starts from its initial values")
             return {}
-        data = read_checkpoint(locate(path.removesuffix(_HEURISTICS)))
-        if path.endswith(_HEURISTICS):
+        data = read_checkpoint(locate(path))
+        if path.endswith(HEURISTICS):
             data["matching_heuristics"] = True
         try:
             self._fill(data, path)

@@ -72,7 +72,7 @@ def transfer(
         found = sum(place is not None for place in places)
         for key in state.keys() & model.keys():
             if key.startswith(start) and found and _scores_classes(key, kind):
-                value = _rows(state[key], model[key], len(old), places)
+                value = _rows(key, state[key], model[key], len(old), places)
                 if value is not None:
                     state[key], changed[key] = value, f"{found} of {len(new)} classes"
     return changed
@@ -84,16 +84,15 @@ def _scores_classes(key: str, kind: str) -> bool:
     return bool(_SCORES.search(key)) and not any(part in key for part in _NOT_SCORES)
 
 
-def _rows(value: Tensor, like: Tensor, old: int, places: Sequence[int | None]) -> Tensor | None:
-    """The value in the shape of ``like``; None for a tensor that has no row a class.
+def _rows(key: str, value: Tensor, like: Tensor, old: int, places: Sequence[int | None]) -> Tensor | None:
+    """The value in the shape of ``like``; None for a tensor that has no row a class, as of boxes of no class.
 
-    A row a class, four, or one more for the background behind them; and square kernels from class to class (FCN's).
+    A row a class, four for boxes, or one more for the background behind them; and square kernels from class to class
+    (FCN's).
     """
     new = len(places)
-    for group, more in ((1, 0), (1, 1), (4, 0)):
-        if value.shape[:1] == (group * old + more,) and like.shape[:1] == (group * new + more,):
-            break
-    else:
+    group, more = 4 if "bbox_pred." in key else 1, int("cls_score." in key)
+    if value.shape[:1] != (group * old + more,) or like.shape[:1] != (group * new + more,):
         return None
     shared = [(i, place) for i, place in enumerate(places) if place is not None]
     rows = [(i * group + g, place * group + g) for i, place in shared for g in range(group)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import re
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -21,18 +22,18 @@ _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 1 << 18  # bytes
 _PUBLISHED = (  # hashes that file names carry
     (re.compile(r"/model_final_([0-9a-f]{6})\.pkl$"), "md5"),  # detectron2's zoo
-    (re.compile(r"-([0-9a-f]{8,64})\.\w+$"), "sha256"),  # torchvision, timm, mmsegmentation
+    (re.compile(r"-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$"), "sha256"),  # torchvision, timm, mmsegmentation; no date
 )
 
 
-def download(url: str, *, cache: Path | None = None, sha256: str = "") -> Path:
+def download(url: str, *, cache: Path | None = None) -> Path:
     """The file of a URL; it is fetched once. Processes that want the same file wait for the first of them.
 
     Args:
         url: http or https.
         cache: folder; None for detectron2's (``$FVCORE_CACHE``, else ``~/.torch/iopath_cache``), where a file of its
-            model zoo that detectron2 has fetched is found. Files of other hosts lie below the host's name.
-        sha256: hash of the file, or how it begins; empty for the one that the file's name carries, if it does.
+            model zoo that detectron2 has fetched is found. Files of other hosts lie below the host's name, those that a
+            query tells apart each in a folder of its own.
 
     Raises:
         UserError: no http URL, no connection, no such file, a break that ``ATTEMPTS`` did not get over, another hash,
@@ -43,14 +44,15 @@ def download(url: str, *, cache: Path | None = None, sha256: str = "") -> Path:
     if parts.scheme not in ("http", "https") or not name.name or ".." in name.parts:
         raise UserError(f"{url}: takes http://HOST/FILE or https://HOST/FILE")
     folder = Path(get_cache_dir()) if cache is None else cache
-    target = folder / name if parts.netloc == _ZOO else folder / parts.netloc.replace(":", "_") / name
+    query = hashlib.sha256(parts.query.encode()).hexdigest()[:8] if parts.query else ""
+    target = folder / name if parts.netloc == _ZOO else folder / parts.netloc.replace(":", "_") / query / name
     try:
         if target.is_file():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(target)):
             if not target.is_file():
-                _fetch(url, target, sha256)
+                _fetch(url, target)
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: the server answers {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
@@ -60,19 +62,19 @@ def download(url: str, *, cache: Path | None = None, sha256: str = "") -> Path:
     return target
 
 
-def _fetch(url: str, target: Path, sha256: str) -> None:
+def _fetch(url: str, target: Path) -> None:
     partial = target.with_name(f"{target.name}.partial")
     for attempt in range(1, ATTEMPTS + 1):
         try:
             have, size = _go_on(url, partial)
             broken = f"it broke off at {have} of {size} bytes" if size is not None and have < size else ""
-        except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
             broken = f"it broke off: {error or type(error).__name__}"
         if not broken:
             break
         if attempt == ATTEMPTS:
             raise UserError(f"{url}: {broken}; the next call goes on from there")
-    kind, published = ("sha256", sha256) if sha256 else _published(url)
+    kind, published = _published(url)
     if published:
         found = _hash(partial, kind)
         if not found.startswith(published):

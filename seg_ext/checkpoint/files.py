@@ -99,18 +99,21 @@ def is_whole(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
+    except Exception:  # zipfile raises whatever damaged bytes lead it to
         return False
 
 
 def write_whole(file: Path, content: Callable[[IO[bytes]], Any]) -> None:
     """Write a file whole or not at all, and so that a power cut afterwards does not take it back."""
     partial = file.with_name(f"{file.name}.partial")
-    with partial.open("wb") as stream:
-        content(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    try:
+        with partial.open("wb") as stream:
+            content(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
     if os.name == "posix":  # elsewhere folders cannot be opened
         folder = os.open(file.parent, os.O_RDONLY)
         try:
@@ -145,12 +148,17 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             data = _ArrayUnpickler(stream, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # pickle raises whatever the bytes lead it to
         raise UserError(f"weights {path}: not a readable checkpoint: {_first_line(error)}") from error
-    if not isinstance(data, dict) or ("model" in data and "__author__" in data):
-        return data if isinstance(data, dict) else {"model": data}
+    if not isinstance(data, dict):
+        return {"model": data}
+    if "model" in data and "__author__" in data:
+        return data
     weights = data.get("blobs", data)
-    weights = {key: value for key, value in weights.items() if not key.endswith("_momentum")}
+    if isinstance(weights, dict):
+        weights = {key: value for key, value in weights.items() if not str(key).endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
@@ -192,7 +200,10 @@ def _tensors(state: Any, path: str) -> dict[str, Tensor]:
         raise UserError(f"weights {path}: holds no state dict, at its top or under {', '.join(map(repr, _STATES))}")
     if not state:
         raise UserError(f"weights {path}: holds an empty state dict")
-    named = {str(key): x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for key, x in state.items()}
+    try:
+        named = {str(key): x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for key, x in state.items()}
+    except (TypeError, ValueError) as error:  # of text, of objects, of the other byte order
+        raise UserError(f"weights {path}: holds arrays that are no tensors: {_first_line(error)}") from error
     return {key.removeprefix("module."): x for key, x in named.items()}
 
 

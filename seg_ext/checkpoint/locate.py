@@ -13,6 +13,7 @@ from seg_ext._compat import import_model_zoo
 from seg_ext.checkpoint.download import download
 from seg_ext.errors import UserError
 
+HEURISTICS = "?matching_heuristics=True"  # detectron2's, after a name: tensors' names need only end alike
 TAKES = "a file, a URL, detectron2://, torchvision:// or timm:// and a name, or a config of detectron2's model zoo"
 _ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 
@@ -23,11 +24,12 @@ def locate(name: str) -> Path:
     Args:
         name: see TAKES: ``detectron2://ImageNetPretrained/MSRA/R-50.pkl``, ``torchvision://resnet50`` (its default
             weights) or ``torchvision://ResNet50_Weights.IMAGENET1K_V1``, ``timm://resnet18.a1_in1k``,
-            ``COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml``.
+            ``COCO-PanopticSegmentation/panoptic_fpn_R_50_3x.yaml``; HEURISTICS may follow it.
 
     Raises:
         UserError: nothing of that name, or as :func:`seg_ext.checkpoint.download.download`.
     """
+    name = name.removesuffix(HEURISTICS)
     scheme, mark, rest = name.partition("://")
     if not mark:
         if Path(name).is_file():
@@ -54,6 +56,7 @@ def check_name(name: str) -> None:
     Raises:
         UserError: no file, and none of TAKES.
     """
+    name = name.removesuffix(HEURISTICS)
     if "://" not in name and not Path(name).is_file() and not _is_zoo_config(name):
         raise UserError(f"weights {name} not found: MODEL.WEIGHTS takes {TAKES}")
 
@@ -98,7 +101,10 @@ def _timm(name: str) -> str:
         import timm
     except ImportError as error:
         raise UserError(f"weights timm://{name}: needs timm: pip install 'seg-ext[timm]'") from error
-    kind = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    try:
+        kind = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError:  # the model is there, but not with that tag
+        kind = None
     if kind is None or not (kind.hf_hub_id or kind.url):
         near = difflib.get_close_matches(name, timm.list_pretrained(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -25,7 +25,7 @@ from detectron2.data.catalog import Metadata
 
 from seg_ext.checkpoint.files import SIDECAR, read_sidecar_of
 from seg_ext.checkpoint.locate import locate
-from seg_ext.config import parse_config
+from seg_ext.config import parse_config, refuse_foreign_code
 from seg_ext.errors import UserError
 
 FORMAT = 1
@@ -84,9 +84,8 @@ def config_of(checkpoint: str, opts: Sequence[str] = (), *, trust_code: bool = F
     if not text:
         raise UserError(f"weights {checkpoint}: carries no config: give --config-file")
     found = parse_config(str(text), f"the config in {checkpoint}", opts)
-    decoder = found.MODEL.SEM_SEG_HEAD.DECODER.NAME
-    if ":" in decoder and not decoder.startswith("seg_ext.decoders.") and not trust_code:
-        raise UserError(f"weights {checkpoint}: DECODER.NAME {decoder} is foreign code; allow it with --trust-code")
+    if not trust_code:
+        refuse_foreign_code(found, f"weights {checkpoint}", "allow it with --trust-code")
     found.MODEL.WEIGHTS = str(checkpoint)
     found.DATASETS.TRAIN = found.DATASETS.TEST = ()
     found.DATASETS.FILES, found.DATASETS.FOLDERS = [], []
@@ -139,14 +138,15 @@ def describe(sidecar: Mapping[str, Any]) -> str:
     metrics = sidecar.get("metrics", {})
     if metrics:
         lines.append(f"{'metrics':14}of iteration {metrics.get('iteration')}")
-        lines += [f"{'':14}{name}: {_score(value)}" for name, value in _flat(metrics.get("scores", {})).items()]
+        lines += [f"{'':14}{name}: {_score(value)}" for name, value in flat_scores(metrics.get("scores", {})).items()]
     return "\n".join(lines)
 
 
-def _flat(scores: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_scores(scores: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested scores by one name each, such as "sem_seg/mIoU"."""
     flat: dict[str, Any] = {}
     for name, value in scores.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + str(name): value}
+        flat |= flat_scores(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + str(name): value}
     return flat
 
 

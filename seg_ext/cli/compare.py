@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The two runs, and how intervals are made."""
     for name in ("A", "B"):
         parser.add_argument(
-            name.lower(), metavar=name, help="folder of a run, or its results.json; with `eval --per-image`, intervals"
+            name.lower(),
+            metavar=name,
+            help="folder of a run, or its results.json; with `eval --per-image`, intervals of IoU, PQ, AP and the like",
         )
     parser.add_argument("--output", metavar="DIR", default="comparison", help="default: comparison")
     parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="bootstrap draws (default: 2000)")

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seg_ext.cli.arguments import add_data_argument
+from seg_ext.cli.arguments import add_data_argument, require_known
 from seg_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _check(args: argparse.Namespace) -> int:
     from seg_ext.engine.setup import interactive
 
     if cfg is None:
-        _require_known(args.names)
+        require_known(args.names)
         names = args.names
         train = [name for name in names if _TRAIN.search(name) and not name.endswith(("_val", "_test"))]
         test = [name for name in names if name not in train]
@@ -149,7 +149,7 @@ def _view(args: argparse.Namespace) -> int:
     from seg_ext.data.mapper import SegMapper
 
     if cfg is None:
-        _require_known(args.names)
+        require_known(args.names)
         names = args.names[: 1 if args.data else None]
         if len(names) > 1:
             raise UserError(f"{', '.join(names)}: seg-ext data view takes one data set")
@@ -209,17 +209,6 @@ def _records(names: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
         except (OSError, AssertionError, KeyError) as error:
             raise UserError(f"data set {name} cannot be loaded: {' '.join(str(error).split())}") from error
     return records
-
-
-def _require_known(names: Iterable[str]) -> None:
-    from detectron2.data import DatasetCatalog
-
-    known = DatasetCatalog.list()
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "`seg-ext list datasets` names all"
-            raise UserError(f"data set {name} is not registered; {hint}")
 
 
 def _require_positive(**options: int | None) -> None:

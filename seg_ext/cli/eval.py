@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seg_ext.cli.arguments import add_config_arguments, add_data_argument, add_launch_arguments
+from seg_ext.cli.arguments import (
+    add_config_arguments,
+    add_data_argument,
+    add_launch_arguments,
+    data_sets,
+    require_known,
+)
 from seg_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--html", action="store_true", help="write gallery/index.html: worst and best images, bars, confusions, curves"
     )
     parser.add_argument(
-        "--per-image", action="store_true", help="keep each image's semantic and panoptic counts, for `seg-ext compare`"
+        "--per-image", action="store_true", help="keep each image's counts and matches, for `seg-ext compare`"
     )
     saved = parser.add_argument_group("saved predictions, without a model")
     saved.add_argument(
@@ -80,12 +85,18 @@ def evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def evaluate_weights(cfg: CfgNode, *, resume: bool) -> None:
-    """Load MODEL.WEIGHTS, or with ``resume`` the last checkpoint in OUTPUT_DIR, and score it."""
+    """Load MODEL.WEIGHTS, or with ``resume`` the last checkpoint in OUTPUT_DIR, and score it.
+
+    Raises:
+        UserError: there are no weights or no data to score, or weights of other classes.
+    """
     from detectron2.modeling import build_model
 
     from seg_ext.checkpoint import Checkpointer
     from seg_ext.engine.evaluate import evaluate
 
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name at least one data set to score on")
     model = build_model(cfg)
     loading = cfg.MODEL.LOADING
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, partial=loading.PARTIAL, table=loading.TABLE)
@@ -131,28 +142,18 @@ def _data_set(args: argparse.Namespace) -> str:
     from detectron2.data import DatasetCatalog
 
     from seg_ext.config import load_config
-    from seg_ext.data.datasets.own import read_data_file, split_names
-    from seg_ext.data.datasets.own_register import register_own
     from seg_ext.engine.setup import register_data
 
-    names: list[str] = []
+    tested: list[str] = []
     if args.config_file:
         cfg = load_config(args.config_file, args.opts)
         register_data(cfg)
-        names = list(cfg.DATASETS.TEST)
+        tested = list(cfg.DATASETS.TEST)
     elif args.opts:
         raise UserError(f"{' '.join(args.opts)}: KEY VALUE overrides go with --config-file")
-    if args.data:
-        entry = read_data_file(args.data)
-        register_own(entry)
-        splits = split_names(entry)
-        names = [next(splits[split] for split in ("val", "test", "train") if split in splits)]
-    names = [args.dataset] if args.dataset else names
+    names = data_sets(args, tested)
     if len(names) != 1:
         raise UserError("--predictions are of one data set: give --dataset NAME, --data FILE, or a config with one")
-    if names[0] not in DatasetCatalog:
-        near = difflib.get_close_matches(names[0], DatasetCatalog.list(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "`seg-ext list` names those that are known"
-        raise UserError(f"unknown data set {names[0]!r}; {hint}")
+    require_known(names)
     DatasetCatalog.get(names[0])  # derives what your own data lack
     return names[0]

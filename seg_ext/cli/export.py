@@ -62,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
 
     start_logging()
     cfg = config_for(args)
-    file = Path(args.output) if args.output else Path(cfg.MODEL.WEIGHTS).with_suffix(EXPORTERS[args.format].suffix)
+    suffix = EXPORTERS[args.format].suffix
+    if not args.output and not Path(cfg.MODEL.WEIGHTS).is_file():
+        raise UserError(f"--output is missing: {cfg.MODEL.WEIGHTS} is no file that the export could lie beside")
+    file = Path(args.output) if args.output else Path(cfg.MODEL.WEIGHTS).with_suffix(suffix)
+    stem = file.with_name(file.name.removesuffix(suffix))
     data = _calibration(args, cfg) if args.int8 else ""
     exported = export(
         load(cfg),
@@ -74,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
         tolerance=args.tolerance,
     )
     print(f"{file}: {exported.format}, {file.stat().st_size:,} bytes; {exported.summary}")
-    print(f"card: {write_card(make_card(cfg, exported=exported, licence=args.licence), file.with_suffix(''))[1]}")
+    print(f"card: {write_card(make_card(cfg, exported=exported, licence=args.licence), stem)[1]}")
     if args.int8:
-        small = file.with_name(f"{file.stem}.int8{file.suffix}")
+        small = stem.with_name(f"{stem.name}.int8{suffix}")
         found = quantize_export(cfg, exported, small, data=data, images=args.images, max_drop=args.max_drop)
         print(
             f"{small}: {found['bytes']:,} bytes, {found['bytes'] / found['float_bytes']:.0%} of float32's; "

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         print(sidecar["config"], end="")
         return 0
     if args.json:
-        print(json.dumps(sidecar, indent=2))
+        strict = json.loads(json.dumps(sidecar), parse_constant=lambda _: None)  # JSON has no NaN
+        print(json.dumps(strict, indent=2))
         return 0
     state = read_checkpoint(locate(args.checkpoint))["model"]
     numbers = sum(x.numel() for x in state.values())

@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> CfgNode:
     """The config of the command line, or that of the weights."""
+    from seg_ext.config import refuse_foreign_code
     from seg_ext.engine.predictor import find_config
     from seg_ext.engine.setup import read_config
 
@@ -132,6 +133,8 @@ def _config(args: argparse.Namespace) -> CfgNode:
             raise UserError(f"--data goes with --config-file, or with weights that have a {beside.name} beside them")
         args.config_file = str(beside)
         cfg = read_config(args)
+        if not args.trust_code:
+            refuse_foreign_code(cfg, str(beside), "allow it with --trust-code")
     return cfg
 
 

@@ -26,11 +26,10 @@ def run(args: argparse.Namespace) -> int:
     import seg_ext
 
     seg_ext.register()
-    from detectron2.modeling import build_model
-
     from seg_ext.checkpoint import Checkpointer, write_whole
     from seg_ext.checkpoint.sidecar import read_sidecar
-    from seg_ext.engine.class_weights import resolve_class_weights
+    from seg_ext.config import refuse_foreign_code
+    from seg_ext.engine.predictor import Predictor
     from seg_ext.engine.prune import prune
     from seg_ext.engine.setup import read_config, start_logging
 
@@ -40,12 +39,14 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.weights}: no config.yaml beside it; give its --config-file")
     if (output / "model_final.pth").exists():
         raise UserError(f"{output / 'model_final.pth'} is there already; give another --output")
-    args.config_file = args.config_file or str(beside)
+    named, args.config_file = bool(args.config_file), args.config_file or str(beside)
     cfg = read_config(args)
-    resolve_class_weights(cfg, training=False)
-    model = build_model(cfg)
-    Checkpointer(model).load(args.weights)
-    small, part = prune(cfg, model, args.level)
+    if not named:
+        refuse_foreign_code(cfg, str(beside), "name the file by --config-file")
+    cfg.TEST.PRUNE = ""
+    whole = Predictor(cfg)
+    small, part = prune(whole.config, whole.model, args.level)
+    small.MODEL.SEM_SEG_HEAD.LOSSES = cfg.MODEL.SEM_SEG_HEAD.LOSSES  # a predictor's have lost named class weights
     small.MODEL.WEIGHTS = str(output / "model_final.pth")
     sidecar = {k: v for k, v in read_sidecar(args.weights).items() if k != "metrics"}
     try:
@@ -54,6 +55,6 @@ def run(args: argparse.Namespace) -> int:
         Checkpointer(part, str(output), sidecar=sidecar and sidecar | {"config": small.dump()}).save("model_final")
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror or error}") from error
-    whole, kept = (sum(x.numel() for x in net.parameters()) for net in (model, part))
-    print(f"{output / 'model_final.pth'}: {kept:,} of {whole:,} parameters")
+    total, kept = (sum(x.numel() for x in net.parameters()) for net in (whole.model, part))
+    print(f"{output / 'model_final.pth'}: {kept:,} of {total:,} parameters")
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seg_ext.cli.arguments import data_sets, require_known
 from seg_ext.errors import UserError
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
@@ -18,25 +19,13 @@ def data_set(args: argparse.Namespace, tested: Sequence[str]) -> str:
     Raises:
         UserError: none or several where one is needed, or an unknown one.
     """
-    from detectron2.data import DatasetCatalog
-
-    from seg_ext.data.datasets.own import read_data_file, split_names
-    from seg_ext.data.datasets.own_register import register_own
-
-    names = list(tested)
-    if args.data:
-        entry = read_data_file(args.data)
-        register_own(entry)
-        splits = split_names(entry)
-        names = [next(splits[split] for split in ("val", "test", "train") if split in splits)]
-    names = [args.dataset] if args.dataset else names
+    names = data_sets(args, tested)
     if args.images and not args.search and not (args.dataset or args.data):
         return ""
     if len(names) != 1:
         what = "--search needs one data set with ground truth" if args.search else "give --images DIR, or one data set"
         raise UserError(f"{what}: --dataset NAME, --data FILE, or a config with one DATASETS.TEST")
-    if names[0] not in DatasetCatalog:
-        raise UserError(f"unknown data set {names[0]!r}; `seg-ext list` names those that are known")
+    require_known(names)
     return names[0]
 
 

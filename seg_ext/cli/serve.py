@@ -39,9 +39,11 @@ def run(args: argparse.Namespace) -> int:
     missing = [package for package in needed if find_spec(package) is None]
     if missing:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'seg-ext[demo]'")
-    for name, value in {"--max-upload": args.max_upload, "--max-pixels": args.max_pixels, "--port": args.port}.items():
-        if not value > 0:
+    for name, value in {"--max-upload": args.max_upload, "--max-pixels": args.max_pixels}.items():
+        if not 0 < value < float("inf"):
             raise UserError(f"{name} {value}: takes a number above 0")
+    if not 0 < args.port < 2**16:
+        raise UserError(f"--port {args.port}: takes 1 to 65535")
     if args.queue < 0:
         raise UserError(f"--queue {args.queue}: takes 0 or more")
     import seg_ext
@@ -59,31 +61,32 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(megabytes=args.max_upload, megapixels=args.max_pixels, queue=args.queue)
     service = build_service(cfg, limits)
     app = build_app(service, hosts=LOOPBACK if args.host in LOOPBACK else ())
-    if not args.no_page:
+    page = "" if args.no_page else "  page;"
+    if page:
         from seg_ext.serve.page import add_page
 
         app = add_page(app, service, title="seg-ext")
-    print(f"http://{args.host}:{args.port}  page; /predict  JSON; /docs  its OpenAPI page", flush=True)
+    print(f"http://{args.host}:{args.port}{page} /predict  JSON; /docs  its OpenAPI page", flush=True)
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning", limit_concurrency=_WAITING)
     return 0
 
 
 def build_service(cfg: CfgNode, limits: Limits) -> Service:
-    """A service of the config's model, with its mirror image for test-time augmentation."""
+    """A service of the config's model, with the mirror image for test-time augmentation unless it has keypoints."""
     import torch
 
-    from seg_ext.config import embeds_instances, has_instances, has_semantics
     from seg_ext.engine.predictor import Predictor
     from seg_ext.engine.predictors import build_predictor
+    from seg_ext.engine.sidecar import task_of
     from seg_ext.serve.service import Service
 
     predictor = Predictor(cfg)
+    flips = not cfg.MODEL.KEYPOINT_ON  # else left and right would change places
     mirrored = cfg.clone()
     mirrored.defrost()
-    mirrored.TEST.TTA.FLIP = True
+    mirrored.TEST.TTA.FLIP, mirrored.TEST.PRUNE = flips, ""  # predictor.model is the part already
     augmented = build_predictor(mirrored, predictor.model)
-    semantic, instance = has_semantics(cfg), has_instances(cfg) or embeds_instances(cfg)
-    there = {"semantic": semantic, "instance": instance, "panoptic": semantic and instance}
+    task = task_of(cfg)
 
     @torch.no_grad()
     def flipped(image: NDArray[Any]) -> dict[str, Any]:
@@ -93,8 +96,8 @@ def build_service(cfg: CfgNode, limits: Limits) -> Service:
         predictor,
         read=predictor.read,
         metadata=predictor.metadata,
-        tasks=tuple(task for task, given in there.items() if given),
+        tasks=("semantic", "instance", "panoptic") if task == "panoptic" else (task,),
         image_format=cfg.INPUT.FORMAT,
-        flipped=flipped,
+        flipped=flipped if flips else None,
         limits=limits,
     )

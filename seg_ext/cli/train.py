@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seg_ext.cli.arguments import add_config_arguments, add_data_argument, add_launch_arguments
-from seg_ext.errors import UserError
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
@@ -53,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 def replay(args: argparse.Namespace) -> int:
     """Run a kept batch once more, with --config-file or the config.yaml beside it, and print what is not finite."""
+    from seg_ext.config import refuse_foreign_code
     from seg_ext.engine.class_weights import resolve_class_weights
     from seg_ext.engine.replay import read
     from seg_ext.engine.replay import replay as run_again
@@ -63,9 +63,8 @@ def replay(args: argparse.Namespace) -> int:
     if beside:
         args.config_file = str(Path(args.replay).parent / "config.yaml")
     cfg = read_config(args)
-    decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME
-    if beside and ":" in decoder:
-        raise UserError(f"{args.config_file}: DECODER.NAME {decoder} is foreign code; name the file by --config-file")
+    if beside:
+        refuse_foreign_code(cfg, args.config_file, "name the file by --config-file")
     prepare_data(cfg)
     resolve_class_weights(cfg, training=True)
     print("\n".join(run_again(cfg, saved, args.replay)))

@@ -24,7 +24,7 @@ LIMIT = "SEG_EXT_MAX_PIXELS"  # environment variable
 _LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 27)  # the size at which Pillow refuses, 179 million pixels
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, tifffile.TiffFileError)
 _LOSSY = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
-_PLAIN = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
+PLAIN = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def read_tiff(path: str | Path, *, whole: bool, picture: bool, page: int = 0) ->
         check_pixels(path, found.imagelength, found.imagewidth)
         if not picture and found.compression in _LOSSY:
             raise UserError(f"{path}: JPEG does not keep ids; store label maps without it")
-        if picture and (found.photometric not in _PLAIN or found.bitspersample < 8):
+        if picture and (found.photometric not in PLAIN or found.bitspersample < 8):
             return None
         source: Any = tiff.series[0] if whole else found
         extra = [axis for axis in source.axes if axis not in "YX"]

@@ -275,7 +275,7 @@ def _mirrored(datasets: Sequence[str], wanted: int) -> tuple[int, ...]:
     found = mirrored_keypoints(datasets)
     if len(found) != wanted:
         raise UserError(
-            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {wanted}, but data set {datasets[0]} has {len(found)}"
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {wanted}; DATASETS.TRAIN {', '.join(datasets)} has {len(found)}"
         )
     return found
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from seg_ext.data.label_io import read_panoptic_ids
 from seg_ext.errors import UserError
-
-VOID, STUFF, FIRST = 0, 1, 2  # crowds are void
+from seg_ext.postprocess.centres import STUFF
 
 
 class PanopticIds:
@@ -36,13 +35,10 @@ class PanopticIds:
         ids = read_panoptic_ids(record["pan_seg_file_name"])
         if ids.shape != label.shape:
             raise UserError(f"{record['pan_seg_file_name']} is {ids.shape}, but its label map {label.shape}")
-        known, index = np.unique(ids, return_inverse=True)
-        numbers = np.full(len(known), VOID, np.float32)
-        places = {segment["id"]: segment for segment in record["segments_info"]}
-        following = FIRST
-        for i, segment in enumerate(places.get(int(number)) for number in known):
-            if segment is None or segment.get("iscrowd"):
-                continue
-            numbers[i] = following if segment["isthing"] else STUFF
-            following += bool(segment["isthing"])
-        return numbers[index.reshape(ids.shape)]
+        numbers = np.zeros(1 << 24, np.float32)  # of every id, VOID; only the pages that are written take memory
+        following = STUFF + 1
+        for segment in record["segments_info"]:
+            if not segment.get("iscrowd") and 0 <= segment["id"] < len(numbers):
+                numbers[segment["id"]] = following if segment["isthing"] else STUFF
+                following += bool(segment["isthing"])
+        return numbers[ids]

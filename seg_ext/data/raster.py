@@ -15,7 +15,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from seg_ext.data.files import is_numpy, is_tiff, naming, read_numpy
+from seg_ext.data.files import PLAIN, is_numpy, is_tiff, naming, read_numpy
 from seg_ext.errors import UserError
 
 Array = NDArray[Any]
@@ -55,7 +55,8 @@ def open_raster(path: str | Path, *, whole: bool = True) -> Iterator[Raster]:
         whole: a TIFF's pages of one band each are the bands; otherwise the first page is read.
 
     Raises:
-        UserError: no such file, damaged, stored turned, or of a kind that needs rasterio, which is not there.
+        UserError: no such file, damaged, stored turned, a TIFF of a palette, inverted or of few bits, or of a kind that
+            needs rasterio, which is not there.
     """
     raster: Raster | None = None
     if is_numpy(path):
@@ -130,6 +131,11 @@ class TiffRaster:
         alike = [p for p in every if (p.imagelength, p.imagewidth, p.samplesperpixel, p.dtype) == (*shape, first.dtype)]
         self._pages = alike if whole and first.samplesperpixel == 1 else every[:1]
         self.shape, self.dtype = (shape[0], shape[1], shape[2] * len(self._pages)), first.dtype
+        if first.photometric not in (*PLAIN, tifffile.PHOTOMETRIC.YCBCR) or first.bitspersample < 8:
+            kind = getattr(first.photometric, "name", first.photometric)
+            raise UserError(
+                f"{path}: {kind} pixels of {first.bitspersample} bits; parts are read of brightness or RGB, from 8 bits"
+            )
         turned = first.tags.get("Orientation")
         if turned is not None and turned.value != 1:
             raise UserError(f"{path}: stored turned (orientation {turned.value}); parts are read of upright images")
@@ -221,6 +227,11 @@ class GdalRaster:
         except self._errors as error:
             raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
         source = self._source
+        turned = source.tags().get("EXIF_Orientation", "1")
+        if turned != "1" or rasterio.enums.ColorInterp.palette in source.colorinterp:
+            source.close()
+            what = "palette pixels" if turned == "1" else f"stored turned (orientation {turned})"
+            raise UserError(f"{path}: {what}; parts are read of upright images of brightness or RGB")
         self.shape, self.dtype = (source.height, source.width, source.count), np.dtype(source.dtypes[0])
         self.geo = _geo_tags(source.crs, source.transform)
 

@@ -90,16 +90,23 @@ class RasterWriter:
             raise UserError(f"{self.part}: no such file to go on with")
         self._offset = self._start()
         self._file = self.part.open("r+b", buffering=0)
+        try:
+            self._allocate(self._offset + size)
+        except OSError:
+            self._file.close()
+            if not resume:
+                self.part.unlink()
+            raise
+
+    def _allocate(self, size: int) -> None:
         if hasattr(os, "posix_fallocate"):
             try:
-                os.posix_fallocate(self._file.fileno(), 0, self._offset + size)
+                os.posix_fallocate(self._file.fileno(), 0, size)
             except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    self._file.close()
-                    self.part.unlink()
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
-        if self.part.stat().st_size < self._offset + size:  # a file system without preallocation
-            os.truncate(self.part, self._offset + size)
+        if self.part.stat().st_size < size:  # a file system without preallocation
+            os.truncate(self.part, size)
 
     def _create(self, geo: Sequence[Any]) -> None:
         if is_numpy(self._path):

@@ -215,7 +215,7 @@ class FCNHead(nn.Module):
         self.name, deep = list(in_features.items())[-1]
         self.aux_name = auxiliary_feature("FCNHead", in_features, aux)
         self.out_stride = deep.stride
-        check_sizes("FCNHead", "convs and channels", (convs, channels or 1))
+        check_sizes("FCNHead", "convs and channels", (convs, 1 if channels is None else channels))
         self.heads = nn.ModuleDict()
         for name in filter(None, (self.name, self.aux_name)):
             width = in_features[name].channels

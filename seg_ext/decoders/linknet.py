@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,12 +55,12 @@ class LinkNet(nn.Module):
         check_sizes("LinkNet", "channels", (channels,))
         names, specs = list(in_features)[::-1], list(in_features.values())[::-1]
         strides = [spec.stride for spec in specs]
-        if strides[-1] % 2 or any(deep != 2 * shallow for deep, shallow in zip(strides, strides[1:], strict=False)):
+        if strides[-1] % 2 or any(deep != 2 * shallow for deep, shallow in pairwise(strides)):
             raise ValueError(f"LinkNet takes even strides, each twice the one before, not {strides[::-1]}")
         self.names = names
         self.out_stride = strides[-1] // 2
         widths = [*(spec.channels for spec in specs), channels]
-        self.blocks = nn.ModuleList(_Block(a, b, norm=norm) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(_Block(a, b, norm=norm) for a, b in pairwise(widths))
         self.score = score_layer(channels, num_classes)
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

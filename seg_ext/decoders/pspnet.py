@@ -97,7 +97,7 @@ class PSPNet(nn.Module):
         super().__init__()
         check_features("PSPNet", in_features, num_classes)
         check_sizes("PSPNet", "bins", bins)
-        check_sizes("PSPNet", "channels", (channels,))
+        check_sizes("PSPNet", "channels and kernel sizes", (channels, kernel_size, score_kernel_size))
         if not kernel_size % 2 or not score_kernel_size % 2:
             raise ValueError(f"PSPNet takes odd kernel sizes, not {kernel_size} and {score_kernel_size}")
         check_dropout("PSPNet", dropout)

@@ -79,7 +79,8 @@ class UNetPP(nn.Module):
         """
         super().__init__()
         check_features("UNetPP", in_features, num_classes, at_least=2)
-        check_sizes("UNetPP", "channels, extra_ups and convs", (*(channels or ()), *extra_ups, convs))
+        sizes = (*(channels or ()), *extra_ups, convs, score_kernel_size)
+        check_sizes("UNetPP", "channels, extra_ups, convs and score_kernel_size", sizes)
         check_dropout("UNetPP", dropout)
         if score_kernel_size % 2 == 0:
             raise ValueError(f"UNetPP takes an odd score_kernel_size, not {score_kernel_size}")

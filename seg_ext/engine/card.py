@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -13,10 +14,12 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from seg_ext.checkpoint.locate import locate
 from seg_ext.checkpoint.sidecar import metadata_of, read_sidecar
 from seg_ext.config import get_cfg
 from seg_ext.data.mapper import SegMapper
-from seg_ext.engine.export import Exported, task_of
+from seg_ext.engine.export import Exported
+from seg_ext.engine.sidecar import task_of
 from seg_ext.evaluation.report import read_results, versions
 from seg_ext.export.card import UNSTATED, VERSION, Card, licence_of
 from seg_ext.export.document import resize_steps
@@ -35,8 +38,7 @@ def make_card(
         int8: of :func:`quantize_export`.
         licence: of the data; None for what their publishers state, where that is known.
     """
-    weights = Path(cfg.MODEL.WEIGHTS)
-    sidecar = read_sidecar(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else {}
+    weights, sidecar = locate(cfg.MODEL.WEIGHTS), read_sidecar(cfg.MODEL.WEIGHTS)
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     metadata = MetadataCatalog.get(names[0]) if names else metadata_of(sidecar)
     data = _training_data(cfg, sidecar)
@@ -51,7 +53,7 @@ def make_card(
         "versions": versions(),
         "classes": {kind: list(found) for kind, found in classes.items() if has[kind] and found},
         "metrics": _metrics(weights, sidecar),
-        "training": {"data": data, "config": _config_text(cfg)},
+        "training": {"data": data, "config": cfg.dump()},
         "licence": {"data": licence or licence_of(data), "weights": UNSTATED},
         "preprocessing": {
             "channels": cfg.INPUT.FORMAT,
@@ -103,9 +105,9 @@ def _metrics(weights: Path, sidecar: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _known(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is nan, which stands for no score."""
+    """Without what is nan, which stands for no score, or infinite, which JSON cannot hold."""
     nested = {key: _known(value) if isinstance(value, Mapping) else value for key, value in scores.items()}
-    return {key: value for key, value in nested.items() if value == value}
+    return {key: value for key, value in nested.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def _limits(cfg: CfgNode, exported: Exported | None, data: list[str]) -> list[str]:
@@ -134,8 +136,3 @@ def _limits(cfg: CfgNode, exported: Exported | None, data: list[str]) -> list[st
     if not sizes:
         return [*limits, "Its 8-bit scores differ from the model's; what that costs is said under int8."]
     return [*limits, f"Equality with the model was shown at {sizes} pixels (height x width) on noise."]
-
-
-def _config_text(cfg: CfgNode) -> str:
-    text: str = cfg.dump()
-    return text

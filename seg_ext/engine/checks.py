@@ -41,13 +41,11 @@ def complete_config(cfg: CfgNode, given: Mapping[str, str] | None = None) -> Non
     A head learns from those data sets that have its ground truth; one at least must.
 
     Raises:
-        UserError: an unknown data set, architecture, backbone or head; NUM_CLASSES that contradicts the data; data
-            without the ground truth that a head needs; metadata whose things and stuff contradict each other.
+        UserError: an unknown device, data set, architecture, backbone or head; NUM_CLASSES that contradicts the data;
+            data without the ground truth that a head needs; metadata whose things and stuff contradict each other.
     """
     places = dict.fromkeys(_CLASS_COUNTS, "the config") if given is None else dict(given)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("no GPU found: running on the CPU (MODEL.DEVICE cpu)")
-        cfg.MODEL.DEVICE = "cpu"
+    _check_machine(cfg)
     _check_name("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
     _check_name("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
     if has_semantics(cfg):
@@ -72,11 +70,11 @@ def complete_config(cfg: CfgNode, given: Mapping[str, str] | None = None) -> Non
         sets |= chosen
     for name, metadata in sets.items():
         _check_classes(cfg, name, metadata, places)
-    embedded = embeds_instances(cfg)
-    if has_semantics(cfg) and (has_instances(cfg) or embedded) and not cfg.MODEL.SEM_SEG_HEAD.THING_IDS:
-        cfg.MODEL.SEM_SEG_HEAD.THING_IDS = list(_thing_ids(list(sets.values())))
-        if embedded:
-            cfg.MODEL.INS_EMBED_HEAD.THING_CLASSES = _embedded_classes(sets, cfg.MODEL.SEM_SEG_HEAD.THING_IDS)
+    embedded, head = embeds_instances(cfg), cfg.MODEL.SEM_SEG_HEAD
+    if has_semantics(cfg) and (has_instances(cfg) or embedded) and not head.THING_IDS:
+        head.THING_IDS = list(_thing_ids(list(sets.values())))
+    if has_semantics(cfg) and embedded and not cfg.MODEL.INS_EMBED_HEAD.THING_CLASSES:
+        cfg.MODEL.INS_EMBED_HEAD.THING_CLASSES = _embedded_classes(sets, head.THING_IDS)
     check_predictor(cfg)
 
 
@@ -124,6 +122,22 @@ def thing_sem_seg_ids(metadata: Metadata) -> tuple[int, ...]:
     return tuple(i for i, name in enumerate(names) if name in getattr(metadata, "thing_classes", []))
 
 
+def _check_machine(cfg: CfgNode) -> None:
+    """Refuse a device or a number of workers that torch would; without a GPU the CPU takes its place."""
+    name, gpus = cfg.MODEL.DEVICE, torch.cuda.device_count()
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"MODEL.DEVICE {name!r}: takes cpu, cuda, or one of several GPUs as cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        logger.warning("no GPU found: running on the CPU (MODEL.DEVICE cpu)")
+        cfg.MODEL.DEVICE = "cpu"
+    elif device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UserError(f"MODEL.DEVICE {name}: this machine has {gpus} GPU{'s' * (gpus > 1)}, from cuda:0 on")
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise UserError(f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}: takes a number of processes, or 0")
+
+
 def _check_name(key: str, name: str, registry: Registry) -> None:
     known = [entry for entry, _ in registry]
     if name not in known:
@@ -140,7 +154,7 @@ def _check_ground_truth(cfg: CfgNode, sets: Mapping[str, Metadata], *, each: boo
         missing = [head for head, classes in absent.items() if wanted[head] and classes is None]
         for head in missing:
             lacking[head].append(name)
-        if len(missing) == sum(wanted.values()):
+        if missing and len(missing) == sum(wanted.values()):
             raise UserError(_says_lacking(cfg, missing[0], name, metadata))
     for head, names in lacking.items():
         if names and not each and len(names) == len(sets):

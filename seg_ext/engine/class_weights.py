@@ -21,6 +21,7 @@ from tqdm import tqdm
 from seg_ext.data.label_io import read_record_label
 from seg_ext.engine.setup import interactive
 from seg_ext.errors import UserError
+from seg_ext.evaluation.output_files import replacing
 from seg_ext.losses.class_weights import effective_number, inverse_frequency, median_frequency
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def resolve_class_weights(cfg: CfgNode, *, training: bool = True) -> None:
         UserError: an unknown name; no label maps; a label map that cannot be read.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
-    named = [entry for entry in head.LOSSES if isinstance(entry.get("class_weights"), str)]
+    entries = [entry for entry in head.LOSSES if isinstance(entry, dict)]  # the head refuses all else
+    named = [entry for entry in entries if isinstance(entry.get("class_weights"), str)]
     for entry in named:
         if entry["class_weights"] not in CLASS_WEIGHTS:
             known = ", ".join(CLASS_WEIGHTS)
@@ -78,15 +80,10 @@ def resolve_class_weights(cfg: CfgNode, *, training: bool = True) -> None:
     counts = _counts(cfg.DATASETS.TRAIN, Path(cfg.OUTPUT_DIR) / "class_counts.json", classes, head.IGNORE_VALUE)
     if not counts.pixels.any():
         raise UserError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: every pixel is ignored; no class weights")
-    losses = []
-    for entry in head.LOSSES:
-        name = entry.get("class_weights")
-        if isinstance(name, str):
-            weights = [float(f"{weight:.6g}") for weight in CLASS_WEIGHTS[name](counts)]
-            logger.info("class weights by %s: %s", name, weights)
-            entry = {**entry, "class_weights": weights}
-        losses.append(entry)
-    head.LOSSES = losses
+    for entry in named:
+        name = entry["class_weights"]
+        entry["class_weights"] = [float(f"{weight:.6g}") for weight in CLASS_WEIGHTS[name](counts)]
+        logger.info("class weights by %s: %s", name, entry["class_weights"])
 
 
 def count_classes(records: Sequence[Record], *, num_classes: int, ignore: int) -> ClassCounts:
@@ -125,13 +122,8 @@ def _counts(names: Sequence[str], file: Path, num_classes: int, ignore: int) -> 
         return stored
     counts = count_classes(records, num_classes=num_classes, ignore=ignore)
     data = {"content": key, **{field: numbers.tolist() for field, numbers in counts._asdict().items()}}
-    partial_file = file.with_suffix(f".json.{os.getpid()}.partial")  # several processes may count at once
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial_file.write_text(json.dumps(data, indent=1) + "\n")
-        partial_file.replace(file)
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR {file.parent}: cannot be written: {error.strerror}") from error
+    with replacing(file) as path:  # several processes may count at once
+        path.write_text(json.dumps(data, indent=1) + "\n")
     return counts
 
 

@@ -14,10 +14,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from torch import nn
 
-from seg_ext.config import embeds_instances, has_instances, has_semantics
+from seg_ext.config import embeds_instances
 from seg_ext.engine.evaluate import evaluate_on
 from seg_ext.engine.loaders import build_test_loader
 from seg_ext.engine.predictor import Predictor
+from seg_ext.engine.sidecar import task_of
 from seg_ext.errors import UserError
 from seg_ext.evaluation.output_files import replacing
 from seg_ext.export import EXPORTERS, Check, Graph, InstanceGraph, SemanticGraph, verify
@@ -97,12 +98,13 @@ def export(
     with replacing(file) as temporary:
         try:
             exporter.write(graph, temporary, json.dumps(document))
+            run = exporter.load(temporary)
         except OSError:
             raise
-        except Exception as error:  # each exporter has its own
+        except Exception as error:  # each format has its own
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(f"--format {format} cannot hold this model: {reason}") from error
-        checks = verify(graph, exporter.load(temporary), tolerance=tolerance)
+        checks = verify(graph, run, tolerance=tolerance)
     return Exported(file, format, graph, checks)
 
 
@@ -150,12 +152,6 @@ def quantize_export(
                 f"--max-drop {max_drop}: not kept; calibrate with more --images, or stay with float32"
             )
     return found
-
-
-def task_of(cfg: CfgNode) -> str:
-    """What the model of a config does: "semantic", "instance" or "panoptic"."""
-    instances = has_instances(cfg) or embeds_instances(cfg)
-    return ("panoptic" if instances else "semantic") if has_semantics(cfg) else "instance"
 
 
 def graph_of(cfg: CfgNode, model: nn.Module, format: str, task: str, *, preprocessing: bool, labels: bool) -> Graph:

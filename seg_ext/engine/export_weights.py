@@ -35,21 +35,24 @@ def export_weights(checkpoint: str, target: str, output: str) -> str:
 
     Raises:
         UserError: no such checkpoint or target, a model that is none of torchvision's, or a file that cannot be
-            written.
+            written or is the checkpoint.
     """
     if target not in TARGETS:
         raise UserError(f"--to {target}: takes one of {', '.join(TARGETS)}")
-    file = Path(output)
-    state = read_checkpoint(locate(checkpoint))["model"]
-    title = "seg_ext's names"
+    file, source = Path(output), locate(checkpoint)
+    if target == "safetensors" and file.suffix != ".safetensors":
+        raise UserError(f"--output {file}: takes a name that ends in .safetensors")
+    if file.exists() and file.samefile(source):
+        raise UserError(f"--output {file}: is the checkpoint itself; give another name")
+    title, state, sidecar = "seg_ext's names", read_checkpoint(source)["model"], None
+    if target == "torchvision":
+        title, state = _torchvision(checkpoint, state)
+    else:
+        sidecar = read_sidecar(checkpoint)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if target == "torchvision":
-            title, state = _torchvision(checkpoint, state)
         if file.suffix == ".safetensors":
-            write_safetensors(file, state, sidecar=read_sidecar(checkpoint) if target == "safetensors" else None)
-        elif target == "safetensors":
-            raise UserError(f"--output {file}: takes a name that ends in .safetensors")
+            write_safetensors(file, state, sidecar=sidecar)
         else:
             write_whole(file, lambda stream: torch.save(state, stream))
     except OSError as error:

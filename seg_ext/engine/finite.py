@@ -76,6 +76,13 @@ def torch_rng_state() -> dict[str, Tensor]:
     return {"torch": torch.get_rng_state(), **gpu}
 
 
+def set_torch_rng_state(state: Mapping[str, Tensor]) -> None:
+    """Put the generators where :func:`torch_rng_state` saw them; a GPU's only where there is one."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
 def explain(
     error: FloatingPointError,
     batch: Sequence[Mapping[str, Any]],

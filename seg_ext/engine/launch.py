@@ -21,7 +21,6 @@ from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from seg_ext.data.datasets.folder import register_from_config_list
 from seg_ext.engine.finite import NotFinite
 from seg_ext.engine.interrupt import Interrupted
 from seg_ext.errors import UserError
@@ -77,7 +76,6 @@ def _run(main: Main, cfg: CfgNode, args: argparse.Namespace) -> None:
 
     Anything else leaves as its traceback, at once: the other processes may wait for this one for long.
     """
-    register_from_config_list(cfg.DATASETS.FOLDERS)
     try:
         main(cfg, args)
     except UserError as error:

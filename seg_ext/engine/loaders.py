@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
+from seg_ext.checkpoint import write_whole
 from seg_ext.config import has_instances, has_semantics
 from seg_ext.data.mapper import SegMapper
 from seg_ext.data.stream import TrainLoader
@@ -39,11 +41,14 @@ def training_sets(cfg: CfgNode) -> dict[str, Records]:
     """The records of each set in DATASETS.TRAIN.
 
     Raises:
-        UserError: no set named, none of its images is usable, or they do not fit the config.
+        UserError: no set named, or one twice; none of its images is usable, or they do not fit the config.
     """
     names = list(cfg.DATASETS.TRAIN)
     if not names:
         raise UserError("DATASETS.TRAIN is empty: name at least one data set")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"DATASETS.TRAIN names {twice[0]} twice; to show it more often takes TRAIN_REPEAT_FACTOR")
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and has_instances(cfg) and not has_semantics(cfg)
     least = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if filter_empty and cfg.MODEL.KEYPOINT_ON else 0
     sets = {name: _records([name], filter_empty, least) for name in names}
@@ -112,7 +117,7 @@ class ReportSkipped(HookBase):
         """Report, if there is anything to."""
         skipped = self._loader.skipped
         if skipped:
-            self._file.write_text(json.dumps(skipped, indent=1))
+            write_whole(self._file, lambda stream: stream.write(json.dumps(skipped, indent=1).encode()))
             first = "; ".join(list(skipped)[:3])
             samples = f"{sum(skipped.values())} samples of {len(skipped)} training images"
             logger.warning("skipped %s that cannot be read, listed in %s: %s", samples, self._file, first)
@@ -125,6 +130,8 @@ def _records(names: list[str], filter_empty: bool, min_keypoints: int = 0) -> Re
         )
     except AssertionError as error:
         raise UserError(f"data set {', '.join(names)} has no usable image: {error}") from error
+    except OSError as error:  # of detectron2's own sets, which look for nothing before
+        raise UserError(f"data set {', '.join(names)} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def _sampler(cfg: CfgNode, sets: dict[str, Records], seed: int) -> Sampler[int]:
@@ -138,17 +145,31 @@ def _sampler(cfg: CfgNode, sets: dict[str, Records], seed: int) -> Sampler[int]:
         if not 1 <= size * loader.RANDOM_SUBSET_RATIO <= size:
             raise UserError(f"DATALOADER.RANDOM_SUBSET_RATIO is {loader.RANDOM_SUBSET_RATIO}; it takes 1 to all images")
         return RandomSubsetTrainingSampler(size, loader.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed)
-    by_set = dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR) if loader.SAMPLER_TRAIN.startswith("Weighted") else {}
-    unknown = [name for name in by_set if name not in sets]
-    if unknown:
-        raise UserError(f"DATASETS.TRAIN_REPEAT_FACTOR: {unknown[0]} is not in DATASETS.TRAIN")
-    factors = {name: torch.full((len(records),), float(by_set.get(name, 1))) for name, records in sets.items()}
+    by_set = _repeat_factors(cfg, sets) if loader.SAMPLER_TRAIN.startswith("Weighted") else {}
+    factors = {name: torch.full((len(records),), by_set.get(name, 1.0)) for name, records in sets.items()}
     if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
         return RepeatFactorTrainingSampler(_by_class(cfg, [r for s in sets.values() for r in s]), seed=seed)
     if loader.SAMPLER_TRAIN == "WeightedCategoryTrainingSampler":
         both = torch.cat([factors[name] * _by_class(cfg, records) for name, records in sets.items()])
         return RepeatFactorTrainingSampler(both / both.min(), seed=seed)
     return RepeatFactorTrainingSampler(torch.cat(list(factors.values())), seed=seed)
+
+
+def _repeat_factors(cfg: CfgNode, sets: Collection[str]) -> dict[str, float]:
+    """DATASETS.TRAIN_REPEAT_FACTOR by data set."""
+    key = "DATASETS.TRAIN_REPEAT_FACTOR"
+    factors: dict[str, float] = {}
+    for entry in cfg.DATASETS.TRAIN_REPEAT_FACTOR:
+        try:
+            name, factor = entry
+            factors[name] = float(factor)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{key} has {entry!r}: takes [name, factor]") from error
+        if name not in sets:
+            raise UserError(f"{key}: {name} is not in DATASETS.TRAIN")
+        if not 0 < factors[name] < math.inf:
+            raise UserError(f"{key} has {factor} for {name}: takes a number above 0")
+    return factors
 
 
 def _by_class(cfg: CfgNode, records: Records) -> torch.Tensor:

@@ -94,7 +94,7 @@ def predict_sources(
     """
     shard = shard or Shard()
     writer = ImageWriter(output, predictor.metadata, write=save)
-    about = {**_model(predictor), "--save": sorted(save)}
+    about = {**_model(predictor), "--save": sorted(set(save))}
     manifest = Manifest(writer.folder, about, resume=resume, rank=shard.rank, processes=shard.processes)
     run = _Run(predictor, writer, manifest, report)
     mine = sources[shard.rank :: shard.processes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from seg_ext.data.files import is_numpy, is_tiff, naming, read_numpy, tiff_page
 from seg_ext.engine.predictor import Predictor
 from seg_ext.engine.setup import interactive
 from seg_ext.errors import UserError
+from seg_ext.evaluation.output_files import replacing
 from seg_ext.inference.large_raster import predict_raster
 from seg_ext.inference.sources import Source
 
@@ -62,6 +64,10 @@ def predict_large(
     keys = predictor.config.TEST.SLIDING_WINDOW
     for kind, suffix in wanted.items():
         target = output / kind / f"{source.name}{suffix}"
+        if kind == "ids" and "labels" in wanted:
+            with replacing(target) as path:
+                shutil.copyfile(output / "labels" / target.name, path)
+            continue
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -17,7 +17,7 @@ from torch import nn
 
 from seg_ext.checkpoint import Checkpointer
 from seg_ext.checkpoint.sidecar import config_of, metadata_of, read_sidecar
-from seg_ext.config import given_keys, load_config
+from seg_ext.config import given_keys, has_instances, has_semantics, load_config, refuse_foreign_code
 from seg_ext.data.image_io import read_image
 from seg_ext.data.mapper import SegMapper
 from seg_ext.engine.checks import complete_config
@@ -147,9 +147,8 @@ def find_config(
         cfg = config_of(name, opts, trust_code=trust_code)
     elif beside.is_file():
         cfg = load_config(beside, opts)
-        decoder = cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME
-        if ":" in decoder and not trust_code:
-            raise UserError(f"{beside}: DECODER.NAME {decoder} is foreign code; allow it with --trust-code")
+        if not trust_code:
+            refuse_foreign_code(cfg, str(beside), "allow it with --trust-code")
     else:
         raise UserError(f"weights {name}: no config in it and no {CONFIG} in its folder: give --config-file")
     cfg.MODEL.WEIGHTS = name
@@ -184,11 +183,13 @@ def _load(model: nn.Module, weights: str) -> None:
 
 def _check_names(cfg: CfgNode, metadata: Metadata) -> None:
     """Refuse class names that are not as many as the model's classes."""
-    model = cfg.MODEL
-    heads = (("SEM_SEG_HEAD", "stuff_classes", 2), ("ROI_HEADS", "thing_classes", 1))
-    for head, key, least in heads:
-        names, count = metadata.get(key), model[head].NUM_CLASSES
-        if model[head].NAME and names and len(names) != max(count, least):
+    heads = (
+        (has_semantics(cfg), "SEM_SEG_HEAD", "stuff_classes", 2),
+        (has_instances(cfg), "ROI_HEADS", "thing_classes", 1),
+    )
+    for there, head, key, least in heads:
+        names, count = metadata.get(key), cfg.MODEL[head].NUM_CLASSES
+        if there and names and len(names) != max(count, least):
             raise UserError(
                 f"MODEL.{head}.NUM_CLASSES is {count}, but {metadata.get('name', 'the checkpoint')} names {len(names)}"
                 " classes; name the data set that the model was trained on, or DATASETS.TEST ()"

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from seg_ext.engine.finite import FORMAT
+from seg_ext.engine.finite import FORMAT, set_torch_rng_state
 from seg_ext.engine.plain import from_plain
 from seg_ext.engine.solver import build_optimizer
 from seg_ext.engine.step import Step, build_step
@@ -44,7 +44,7 @@ def replay(cfg: CfgNode, saved: Mapping[str, Any], file: str) -> list[str]:
     step = build_step(cfg, model, [], build_optimizer(cfg, model))
     step.grad_scaler = torch.amp.GradScaler(enabled=False)  # what overflows by the loss scale is no fault
     batch = from_plain(saved["batch"])
-    _set_generators(saved["rng"])
+    set_torch_rng_state(saved["rng"])
     with EventStorage(saved["iteration"]), _watch(model) as (seen, parts):
         failure = _backward(step, batch)
     wrong = next((i for i, part in enumerate(parts) if not all(map(math.isfinite, part.values()))), len(parts) - 1)
@@ -159,9 +159,3 @@ def _parameters(weights: Mapping[str, Tensor], model: nn.Module) -> str:
 
 def _named(losses: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-
-
-def _set_generators(state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

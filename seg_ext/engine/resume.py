@@ -20,6 +20,7 @@ from detectron2.utils.events import JSONWriter, TensorboardXWriter
 
 from seg_ext.checkpoint import Checkpointer
 from seg_ext.data.stream import TrainLoader
+from seg_ext.engine.finite import set_torch_rng_state, torch_rng_state
 
 _WINDOW = 20  # iterations that writers smooth over
 _TIMES = ("time", "data_time", "rank_data_time", "eta_seconds")  # of this machine, at this hour
@@ -30,12 +31,11 @@ def rng_state() -> dict[str, Any]:
     """Python's, numpy's and torch's global generators, of the CPU and of this process's GPU: tensors and numbers."""
     version, words, gauss = random.getstate()
     _, key, *rest = np.random.get_state(legacy=True)
-    state = {
+    return {
         "python": [version, torch.tensor(words), gauss],
         "numpy": [torch.from_numpy(np.asarray(key).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
+        **torch_rng_state(),
     }
-    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
@@ -44,9 +44,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(words.tolist()), gauss))
     key, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", key.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    set_torch_rng_state(state)
 
 
 @contextmanager
@@ -174,7 +172,7 @@ class Checkpoints(HookBase):
 
         Args:
             state: of the run.
-            period: iterations, positive.
+            period: iterations; 0 for the last alone.
             ahead_of: period of the evaluation that this is ahead of: save only when one comes.
         """
         self._state, self._period, self._ahead_of = state, period, ahead_of
@@ -185,7 +183,7 @@ class Checkpoints(HookBase):
         last, ahead = done >= self.trainer.max_iter, self._ahead_of is not None
         if ahead and (last or not self._ahead_of or done % self._ahead_of):
             return
-        if done % self._period == 0:
+        if self._period > 0 and done % self._period == 0:
             self._state.save(f"model_{self.trainer.iter:07d}", finished=not ahead)
         if last:
             self._state.save("model_final")

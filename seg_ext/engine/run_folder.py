@@ -35,8 +35,8 @@ def stored_config(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if comm.is_main_process() and (folder / CONFIG).is_file():
         try:
-            found = yaml.safe_load((folder / CONFIG).read_text()) or {}
-        except (OSError, ValueError, yaml.YAMLError):
+            found = dict(yaml.safe_load((folder / CONFIG).read_text()) or {})
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
             _logger.warning("%s: cannot be read, so not compared with the config given", folder / CONFIG)
     return comm.all_gather(found)[0]
 

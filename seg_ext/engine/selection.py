@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from seg_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
-_SMALL_IS_GOOD = ("loss", "error", "ece", "brier", "nll", "distance", "hd95", "hausdorff")
+_SMALL_IS_GOOD = ("loss", "error", "ece", "aurc", "brier", "nll", "distance", "hd95", "hausdorff")
 
 
 class StoppedEarly(BaseException):
@@ -62,8 +62,7 @@ class Selection(HookBase):
             raise UserError(f"TEST.EARLY_STOP.PATIENCE {patience}: takes a number of evaluations, 0 for no stop")
         if not 0 <= min_delta < math.inf:
             raise UserError(f"TEST.EARLY_STOP.MIN_DELTA {min_delta}: takes a number >= 0")
-        name = metric.rpartition("/")[2].lower()
-        self._least = mode == "min" or (not mode and any(word in name for word in _SMALL_IS_GOOD))
+        self._least = _small_is_good(metric) if not mode else mode == "min"
         self._write, self._metric, self._patience, self._min_delta = save, metric, patience, min_delta
         self.best: float | None = None
         self.iteration, self.waited = -1, 0
@@ -154,6 +153,13 @@ class Selection(HookBase):
             *(iteration + 1, self._metric, score, known, self.waited),
         )
         raise StoppedEarly
+
+
+def _small_is_good(metric: str) -> bool:
+    """Whether a score is a loss, an error or a distance, by its name without that of a class."""
+    task, _, score = metric.rpartition("/")
+    name = score.partition("-")[0].lower()
+    return any(word in name for word in _SMALL_IS_GOOD) or (task.endswith("_tide") and name != "ap50")
 
 
 def build_selection(cfg: CfgNode, save: Callable[[str], None]) -> Selection | None:

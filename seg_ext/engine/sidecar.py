@@ -38,11 +38,11 @@ def sidecar_of(
     else:
         keys = {"semantic": "stuff_classes", "instance": "thing_classes"}
         metadata = {keys[kind]: list(names) for kind, names in classes.items() if names}
-    semantic, instances = has_semantics(cfg), has_instances(cfg) or embeds_instances(cfg)
+    task = task_of(cfg)
     return {
         "format": FORMAT,
-        "task": "panoptic" if semantic and instances else "semantic" if semantic else "instance",
-        "decoder": cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME if semantic else "",
+        "task": task,
+        "decoder": "" if task == "instance" else cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME,
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "config": cfg.dump(),
         "metadata": metadata,
@@ -57,6 +57,12 @@ def sidecar_of(
         "versions": _versions(),
         **({"source": ", ".join(source.values())} if source else {}),
     }
+
+
+def task_of(cfg: CfgNode) -> str:
+    """What the model of a config does: "semantic", "instance" or "panoptic"."""
+    instances = has_instances(cfg) or embeds_instances(cfg)
+    return ("panoptic" if instances else "semantic") if has_semantics(cfg) else "instance"
 
 
 def _versions() -> dict[str, str]:

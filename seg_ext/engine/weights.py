@@ -52,23 +52,25 @@ def import_weights(
 
     Raises:
         UserError: no such file or source, a network that is not known or not this source's, a tensor that finds no
-            place, other numbers of classes, or a folder that cannot be written.
+            place, other numbers of classes, or a folder that cannot be written or whose model is the file that is read.
     """
     if source not in SOURCES:
         raise UserError(f"--from {source}: takes one of {', '.join(SOURCES)}")
     if form not in FORMATS:
         raise UserError(f"--format {form}: takes one of {', '.join(FORMATS)}")
-    file = locate(checkpoint)
+    file, target = locate(checkpoint), Path(folder) / f"model.{form}"
+    if target.exists() and target.samefile(file):
+        raise UserError(f"--output {folder}: its {target.name} is the file that is read; give another folder")
     data = read_checkpoint(file)
-    hints = Hints(file=file.name, arch=arch, config=_beside(file))
+    hints = Hints(arch=arch, config=_beside(file))
     imported = _recognise(source, checkpoint, data["model"], hints)
     cfg = parse_config(yaml.safe_dump(imported.config), f"the config of {imported.title}", opts, base=imported.base)
     report = _place(imported, cfg, checkpoint)
     named = {kind: names for kind, names in {**imported.classes, **classes_of(data)}.items() if names}
     named = _checked(cfg, {"semantic": list(classes)} if classes else named, strict=bool(classes))
-    cfg.MODEL.WEIGHTS = str(Path(folder) / f"model.{form}")
+    cfg.MODEL.WEIGHTS = str(target)
     origin = {"library": source, "network": imported.title, "file": file.name}
-    _write(Path(cfg.MODEL.WEIGHTS), imported.weights, sidecar_of(cfg, classes=named, source=origin))
+    _write(target, imported.weights, sidecar_of(cfg, classes=named, source=origin))
     fresh = f", {len(report.missing)} of the decoder start fresh" if report.missing else ""
     left_out = f", {len(imported.left_out)} that inference does not read left out" if imported.left_out else ""
     return f"{imported.title}: all {len(report.loaded)} tensors placed{left_out}{fresh}"
@@ -128,15 +130,12 @@ def _place(imported: Imported, cfg: CfgNode, checkpoint: str) -> LoadingReport:
         imported.names = our_names(imported.weights, model)
         imported.weights = in_our_order(imported.weights, imported.names)
     report = LoadingReport.compare(imported.weights, model, {ours: theirs for theirs, ours in imported.names.items()})
-    report.missing = (
-        [name for name in report.missing if not name.startswith(imported.fresh)] if imported.fresh else (report.missing)
-    )
+    report.missing = [name for name in report.missing if not name.startswith(imported.fresh)]
     if not report.clean:
         raise UserError(f"weights {checkpoint}: {imported.title} does not fit its config: {report.line()}")
     imported.left_out += [name for name in imported.weights if name not in model]
     imported.weights = {name: value for name, value in imported.weights.items() if name in model}
-    if imported.fresh:
-        report.missing = [name for name in model if name.startswith(imported.fresh)]
+    report.missing = [name for name in model if name.startswith(imported.fresh)]
     return report
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from seg_ext.checkpoint.sidecar import plain
 from seg_ext.errors import UserError
 
 _WINDOW = 20  # iterations whose median a noisy number is written as, as in metrics.json
@@ -139,11 +140,6 @@ class MlflowWriter(TrackingWriter):
         """End the run."""
         if self._run is not None:
             self._library.end_run()
-
-
-def plain(node: Any) -> Any:
-    """A config as dicts, lists and values."""
-    return {key: plain(value) for key, value in node.items()} if isinstance(node, dict) else node
 
 
 TRACKERS: dict[str, Callable[..., TrackingWriter]] = {"wandb": WandbWriter, "mlflow": MlflowWriter}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from seg_ext.checkpoint.sidecar import flat_scores
 from seg_ext.errors import UserError
 from seg_ext.evaluation.output_files import replacing
 
@@ -97,7 +98,9 @@ def markdown(card: Card) -> str:
     for kind, names in card["classes"].items():
         lines.append(f"- {kind} ({len(names)}): {', '.join(names)}")
     lines += ["", "## Scores", ""]
-    rows = [(m["data"], m["date"], key, value) for m in card["metrics"] for key, value in _flat(m["scores"]).items()]
+    rows = [
+        (m["data"], m["date"], key, value) for m in card["metrics"] for key, value in flat_scores(m["scores"]).items()
+    ]
     if rows:
         lines += ["| data | date | metric | value |", "|---|---|---|---|"]
         lines += [f"| {data} | {date} | {key} | {_number(value)} |" for data, date, key, value in rows]
@@ -164,13 +167,6 @@ def _problem(value: Any, schema: Any, where: str) -> str:
         kinds = schema if isinstance(schema, tuple) else (schema,)
         return f"{where} is {value!r}; takes {' or '.join(kind.__name__ for kind in kinds)}"
     return "" if value == value else f"{where} is nan"
-
-
-def _flat(scores: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in scores.items():
-        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + str(key): value}
-    return flat
 
 
 def _number(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -103,15 +103,6 @@ class _Reader(CalibrationDataReader):
             return None
         self.count += 1
         return {self._name: np.ascontiguousarray(image)}
-
-    def __iter__(self) -> Iterator[dict[str, Array]]:
-        return self
-
-    def __next__(self) -> dict[str, Array]:
-        found = self.get_next()
-        if found is None:
-            raise StopIteration
-        return found
 
 
 def _carry_over(source: Path, target: Path) -> None:

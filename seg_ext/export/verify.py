@@ -79,8 +79,8 @@ def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _difference(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float | None:
     """The largest one of real numbers; None where there are only labels."""
-    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if b.is_floating_point()]
-    return max((a - b).abs().max().item() if b.numel() else 0.0 for a, b in pairs) if pairs else None
+    parts = [(a - b).abs().flatten() for a, b in zip(found, expected, strict=True) if b.is_floating_point()]
+    return torch.cat([*parts, torch.zeros(1)]).max().item() if parts else None  # NaN, where there is one
 
 
 def _agreement(graph: Graph, found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:

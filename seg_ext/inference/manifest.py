@@ -57,7 +57,7 @@ class Manifest:
             self._append({"about": self._about})
 
     def add(self, key: str, **entry: Any) -> None:
-        """Note what became of an input; on disk when this returns.
+        """Note what became of an input; in the file when this returns.
 
         Raises:
             UserError: it cannot be written.

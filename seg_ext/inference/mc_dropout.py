@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class McDropout:
     other output is the model's without dropout. All but dropout stays in eval mode.
 
     An image's masks depend on the seed and its size alone, not on the images before it; the generators of others are
-    left as they were. The memory for results does not grow with the samples.
+    left as they were. The memory for results does not grow with the samples. Threads take turns.
     """
 
     def __init__(self, model: nn.Module, samples: int, *, batch: int = 1, seed: int = 0) -> None:
@@ -54,6 +55,7 @@ class McDropout:
                 " model such as Bayesian SegNet (DECODER.ARGS.dropout) that was trained with it"
             )
         self._model, self._samples, self._batch, self._seed = model, samples, batch, seed
+        self._lock = Lock()
 
     @torch.no_grad()
     def __call__(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -62,7 +64,8 @@ class McDropout:
         Raises:
             UserError: the model has no ``sem_seg``.
         """
-        return [self._predict_image(inputs | UNFUSED) for inputs in batched_inputs]
+        with self._lock:  # modes and generators are everybody's
+            return [self._predict_image(inputs | UNFUSED) for inputs in batched_inputs]
 
     def _predict_image(self, inputs: dict[str, Any]) -> dict[str, Any]:
         spread, others = Spread(), False

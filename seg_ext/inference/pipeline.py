@@ -121,13 +121,17 @@ def _predict(predict: Predict, batch: list[Any]) -> Iterator[tuple[Any, Any]]:
         yield from batch
         return
     try:
-        yield from zip(batch, predict([sample.inputs for sample in batch]), strict=True)
+        outputs = predict([sample.inputs for sample in batch])
     except Exception as error:
-        if len(batch) > 1:
-            for sample in batch:
-                yield from _predict(predict, [sample])
-        else:
-            yield batch[0].item, Failure(describe(error))
+        failure = Failure(describe(error))  # the error goes here, and with it the memory that its frames hold
+    else:
+        yield from zip(batch, outputs, strict=True)
+        return
+    if len(batch) == 1:
+        yield batch[0].item, failure
+        return
+    for sample in batch:
+        yield from _predict(predict, [sample])
 
 
 def _write(write: Callable[[Sample, Any], Any], sample: Any, output: Any) -> tuple[Any, Any]:

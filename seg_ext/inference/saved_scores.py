@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import struct
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from seg_ext.errors import UserError
+from seg_ext.evaluation.output_files import names_below
 from seg_ext.postprocess import probabilities_to_scores
 
 SUFFIXES = (".npy", ".npz", ".tif", ".tiff")
+_DAMAGED = (EOFError, IndexError, KeyError, BadZipFile, struct.error, zlib.error, tifffile.TiffFileError)
 
 
 def read_scores(path: str | Path, *, logits: bool = False) -> Tensor:
@@ -57,7 +60,7 @@ def _read(path: Path) -> np.ndarray:
                 return found
             name = "sem_seg" if "sem_seg" in found.files or len(found.files) != 1 else found.files[0]
             return np.asarray(found[name])
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile, tifffile.TiffFileError) as error:
+    except (OSError, ValueError, *_DAMAGED) as error:
         raise UserError(f"{path}: cannot be read as scores: {' '.join(str(error).split())}") from error
 
 
@@ -75,10 +78,9 @@ def find_scores(folder: str | Path, images: Sequence[str | Path]) -> list[Path]:
         if file.suffix.lower() in SUFFIXES:
             key = file.relative_to(root).with_suffix("").as_posix()
             found[key].append(file)
-    common = os.path.commonpath([os.path.dirname(image) for image in images]) if images else ""
     chosen = []
-    for image in images:
-        key = Path(os.path.relpath(image, common or None)).with_suffix("").as_posix()
+    for image, name in zip(images, names_below(list(map(str, images))), strict=True):
+        key = Path(name).with_suffix("").as_posix()
         files = found.get(key) or found.get(Path(image).stem, [])
         if len(files) != 1:
             what = f"two maps, {files[0]} and {files[1]}" if files else f"no map {root / key}.npy, .npz or .tif"

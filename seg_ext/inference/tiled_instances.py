@@ -42,9 +42,8 @@ def cut_tile(found: Instances, rows: Axis, columns: Axis, place: tuple[int, int]
     """A window's instances where they lie in the image; those beyond it, in a mirrored border, are dropped."""
     (top, inner_top), (left, inner_left) = rows.inside(place[0]), columns.inside(place[1])
     bounds = top.start, left.start, top.stop, left.stop
-    boxes = found.pred_boxes.tensor + found.pred_boxes.tensor.new_tensor(
-        [columns.starts[place[1]], rows.starts[place[0]]] * 2
-    )
+    corner = columns.starts[place[1]], rows.starts[place[0]]
+    boxes = found.pred_boxes.tensor + found.pred_boxes.tensor.new_tensor(corner * 2)
     low, high = boxes.new_tensor([bounds[1], bounds[0]] * 2), boxes.new_tensor([bounds[3], bounds[2]] * 2)
     boxes = boxes.clamp(low, high)
     masks = found.pred_masks[:, inner_top, inner_left].bool() if found.has("pred_masks") else None
@@ -54,6 +53,8 @@ def cut_tile(found: Instances, rows: Axis, columns: Axis, place: tuple[int, int]
     kept = areas > 0
     cut = (reached & open_sides.bool()).any(1)
     rest = Instances(found.image_size, **{k: v for k, v in found.get_fields().items() if k != "pred_masks"})
+    if rest.has("pred_keypoints"):
+        rest.pred_keypoints = rest.pred_keypoints + rest.pred_keypoints.new_tensor([*corner, 0])
     return Tile(bounds, boxes[kept], areas[kept], cut[kept], None if masks is None else masks[kept], rest[kept])
 
 
@@ -155,13 +156,16 @@ def _united_masks(tiles: Sequence[Tile], components: Tensor, count: int, size: S
 
 
 def resize_instances(found: Instances, size: Sequence[int]) -> Instances:
-    """Instances of an image at another size: boxes scaled, masks bilinear, in parts."""
+    """Instances of an image at another size: boxes and keypoints scaled, masks bilinear, in parts."""
     height, width = found.image_size
     if (height, width) == tuple(size):
         return found
     result = Instances((int(size[0]), int(size[1])), **found.get_fields())
+    factors = size[1] / width, size[0] / height
     result.pred_boxes = found.pred_boxes.clone()
-    result.pred_boxes.scale(size[1] / width, size[0] / height)
+    result.pred_boxes.scale(*factors)
+    if found.has("pred_keypoints"):
+        result.pred_keypoints = found.pred_keypoints * found.pred_keypoints.new_tensor([*factors, 1])
     if found.has("pred_masks"):
         step = max(1, _CHUNK // (size[0] * size[1]))
         parts = [

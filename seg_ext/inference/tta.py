@@ -104,12 +104,12 @@ def merge_views(views: Sequence[Instances], *, nms: float = 0.5, most: int = 100
     Args:
         views: of one size.
         nms: boxes of one class above this IoU are one instance.
-        most: that remain, those of the highest scores.
+        most: that remain, those of the highest scores; below 0 all, as in detectron2.
     """
     fields = [{k: v for k, v in x.get_fields().items() if k != "pred_masks"} for x in views]
     every = Instances.cat([Instances(views[0].image_size, **x) for x in fields])
     boxes = every.pred_boxes.tensor
-    kept = batched_nms(boxes.float(), every.scores, every.pred_classes, nms)[:most]
+    kept = batched_nms(boxes.float(), every.scores, every.pred_classes, nms)[: None if most < 0 else most]
     result = every[kept]
     if not all(x.has("pred_masks") for x in views):
         return result

@@ -10,7 +10,24 @@ from torch import Tensor, nn
 
 from .conv import ConvNormAct
 from .norm import Norm
-from .shape import resize_to
+from .shape import exporting, resize_to
+
+
+def window_matrices(cells: int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (size, size): of the means of `cells` neighbours, or of all, and of their bilinear resizing to `size`.
+
+    There are n = max(1, size - cells + 1) means; rows from n on repeat the last. In a graph they hold at every size.
+    """
+    cell = torch.arange(size, device=like.device)
+    count = (cell[-1] + 2 - cells).clamp(min=1)
+    wide = cell[-1] + 2 - count
+    first = torch.minimum(cell, count - 1)[:, None]
+    mean = ((cell >= first) & (cell < first + wide)) / wide
+    place = ((cell + 0.5) * count / (cell[-1] + 1) - 0.5).clamp(min=0)[:, None]
+    low = place.floor()
+    high = torch.minimum(low + 1, count - 1)
+    resize = (cell == low) * (1 - place + low) + (cell == high) * (place - low)
+    return mean.to(like.dtype), resize.to(like.dtype)
 
 
 class ASPP(nn.Module):
@@ -54,7 +71,7 @@ class ASPP(nn.Module):
             raise ValueError(f"ASPP takes one or more rates >= 1, not {list(rates)}")
         if pool is not None and (len(pool) != 2 or min(pool) < 1):
             raise ValueError(f"ASPP takes pool None or (rows, columns) >= 1, not {list(pool)}")
-        if project_kernel_size % 2 == 0:
+        if project_kernel_size < 1 or project_kernel_size % 2 == 0:
             raise ValueError(f"ASPP takes an odd project_kernel_size, not {project_kernel_size}")
         self.pool = None if pool is None else tuple(pool)
         self.point = ConvNormAct(in_channels, channels, kernel_size=1, norm=norm)
@@ -78,5 +95,10 @@ class ASPP(nn.Module):
         size = x.shape[-2:]
         if self.pool is None:
             return conv(x.mean((2, 3), keepdim=True)).expand(-1, -1, *size)
+        if exporting():  # pooling takes no window of a size that varies
+            (top, rows), (left, columns) = (
+                window_matrices(cells, side, x) for cells, side in zip(self.pool, size, strict=True)
+            )
+            return rows @ conv(top @ x @ left.mT) @ columns.mT
         window = [min(cells, side) for cells, side in zip(self.pool, size, strict=True)]
         return resize_to(conv(F.avg_pool2d(x, window, stride=1)), size)

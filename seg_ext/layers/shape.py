@@ -29,6 +29,11 @@ class FeatureSpec:
             raise ValueError(f"FeatureSpec takes channels >= 1 and stride >= 1, not {self.channels} and {self.stride}")
 
 
+def exporting() -> bool:
+    """Whether a graph is captured, which must hold at every size."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def resize_to(x: Tensor, size: Sequence[int], *, mode: str = "bilinear", align_corners: bool | None = False) -> Tensor:
     """Resize x (N, C, h, w) to (N, C, *size), size in cells (height, width); x itself when it has that size.
 
@@ -43,9 +48,7 @@ def resize_to(x: Tensor, size: Sequence[int], *, mode: str = "bilinear", align_c
     """
     if len(size) != 2:
         raise ValueError(f"resize_to takes size (height, width), not {tuple(size)}")
-    # An exported graph must hold at every size, so it keeps the (exact) resize to the same size.
-    exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    if not exporting and tuple(x.shape[-2:]) == tuple(size):
+    if not exporting() and tuple(x.shape[-2:]) == tuple(size):  # a graph keeps the resize, which is exact
         return x
     corners = align_corners if mode in ("linear", "bilinear", "bicubic", "trilinear") else None
     return F.interpolate(x, size=tuple(size), mode=mode, align_corners=corners)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seg_ext.errors import UserError
 from seg_ext.layers import FeatureSpec
-from seg_ext.modeling.regions import check_region_maps
+from seg_ext.modeling.regions import check_given, check_region_maps
 
 
 class FPN(Backbone):
@@ -32,9 +32,7 @@ class FPN(Backbone):
     ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
-        missing = [name for name in in_features if name not in shapes]
-        if missing or not in_features:
-            raise UserError(f"MODEL.FPN.IN_FEATURES {list(in_features)}: the bottom-up gives {', '.join(shapes)}")
+        check_given("MODEL.FPN.IN_FEATURES", in_features, shapes)
         for name in in_features:
             check_region_maps("MODEL.FPN.IN_FEATURES", [name], shapes)
         self.bottom_up = bottom_up

@@ -19,6 +19,8 @@ from seg_ext.modeling.panoptic_deeplab import INS_EMBED_HEADS
 from seg_ext.modeling.regions import check_anchors, check_c4, check_region_maps
 from seg_ext.postprocess import fuse_panoptic, resized_labels
 
+_TOGETHER = "MODEL.PROPOSAL_GENERATOR.NAME and MODEL.ROI_HEADS.NAME go together: set or empty both"
+
 
 @META_ARCH_REGISTRY.register()
 class PanopticSegmentor(nn.Module):
@@ -78,7 +80,7 @@ class PanopticSegmentor(nn.Module):
         if sem_seg_head is None and roi_heads is None:
             raise UserError("a model needs MODEL.SEM_SEG_HEAD.NAME or MODEL.ROI_HEADS.NAME; both are empty")
         if (proposal_generator is None) != (roi_heads is None):
-            raise UserError("MODEL.PROPOSAL_GENERATOR.NAME and MODEL.ROI_HEADS.NAME go together: set or empty both")
+            raise UserError(_TOGETHER)
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.proposal_generator = proposal_generator
@@ -356,7 +358,9 @@ def _check_heads(model: CfgNode, shapes: Mapping[str, Any]) -> None:
     strange = [i for i in head.THING_IDS if not 0 <= i < classes]
     if head.NAME and strange:
         raise UserError(f"MODEL.SEM_SEG_HEAD.THING_IDS has {strange[0]}: takes semantic classes, 0 to {classes - 1}")
-    if not (model.PROPOSAL_GENERATOR.NAME and model.ROI_HEADS.NAME):
+    if bool(model.PROPOSAL_GENERATOR.NAME) != bool(model.ROI_HEADS.NAME):
+        raise UserError(_TOGETHER)
+    if not model.ROI_HEADS.NAME:
         return
     check_region_maps("MODEL.RPN.IN_FEATURES", model.RPN.IN_FEATURES, shapes)
     check_region_maps("MODEL.ROI_HEADS.IN_FEATURES", names, shapes, pyramid=True)

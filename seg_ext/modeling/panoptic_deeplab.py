@@ -16,7 +16,7 @@ from seg_ext.decoders.panoptic_deeplab import PanopticDeepLabInstances
 from seg_ext.errors import UserError
 from seg_ext.layers import resize_to
 from seg_ext.modeling.norm import norm_layer
-from seg_ext.modeling.seg_head import check_arguments, select_features
+from seg_ext.modeling.seg_head import check_arguments, has_target, select_features
 from seg_ext.postprocess import centre_targets, group_pixels
 from seg_ext.postprocess.centres import STUFF, VOID
 
@@ -70,7 +70,7 @@ class InstanceEmbeddingHead(nn.Module):
     def from_config(cls, cfg, input_shape: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the constructor from MODEL.INS_EMBED_HEAD and the backbone's ``output_shape()``."""
         keys, args = cfg.MODEL.INS_EMBED_HEAD, dict(cfg.MODEL.INS_EMBED_HEAD.ARGS)
-        if all(entry.get("NAME") != "panoptic_ids" for entry in cfg.INPUT.TARGETS):
+        if not has_target(cfg.INPUT.TARGETS, "panoptic_ids"):
             raise UserError(f"{_KEY}.NAME {keys.NAME}: needs {{NAME: panoptic_ids}} in INPUT.TARGETS")
         if keys.NMS_KERNEL < 1 or keys.NMS_KERNEL % 2 == 0:
             raise UserError(f"{_KEY}.NMS_KERNEL {keys.NMS_KERNEL}: takes an odd number of pixels")
@@ -163,15 +163,18 @@ class InstanceEmbeddingHead(nn.Module):
         things = [segment for segment in info if segment["isthing"]]
         semantic = torch.tensor([segment["category_id"] for segment in things], dtype=torch.long, device=scores.device)
         masks = segments[None] == torch.arange(1, len(things) + 1, device=scores.device)[:, None, None]
-        area = scores.new_tensor([segment["area"] for segment in things])
-        likely = (scores.softmax(0)[semantic] * masks).sum((1, 2)) / area
+        numbers = torch.where(segments <= len(things), segments, 0).long()  # of things, which come first
+        classes = torch.cat([semantic.new_zeros(1), semantic])[numbers]
+        likely = scores.softmax(0).gather(0, classes[None])[0].double()  # a class for each pixel, not a map for each
+        sums = torch.bincount(numbers.flatten(), likely.flatten(), minlength=len(things) + 1)[1:]
+        area = sums.new_tensor([segment["area"] for segment in things])
         for segment in things:
             segment["category_id"] = self._classes[segment["category_id"]]
         found = Instances((height, width))
         found.pred_masks = masks
         found.pred_boxes = BitMasks(masks).get_bounding_boxes()
         found.pred_classes = semantic.new_tensor([segment["category_id"] for segment in things])
-        found.scores = scores.new_tensor([segment["score"] for segment in things]) * likely
+        found.scores = scores.new_tensor([segment["score"] for segment in things]) * (sums / area).to(scores.dtype)
         return (segments, info), found
 
 

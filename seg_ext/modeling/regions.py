@@ -11,6 +11,18 @@ from seg_ext.errors import UserError
 INDICES = "_indices"  # ends the names of maps of pooling places
 
 
+def check_given(key: str, names: Sequence[str], shapes: Mapping[str, Any]) -> None:
+    """Refuse names, of the config key ``key``, that are none of the backbone's maps, or an empty list of them.
+
+    Raises:
+        UserError: with the maps that there are.
+    """
+    missing = [name for name in names if name not in shapes]
+    if missing or not names:
+        what = f"{', '.join(missing)} not given by the backbone" if missing else "is empty"
+        raise UserError(f"{key} {list(names)}: {what}, which gives {', '.join(shapes)}")
+
+
 def check_region_maps(key: str, names: Sequence[str], shapes: Mapping[str, Any], *, pyramid: bool = False) -> None:
     """Refuse maps that a head on regions cannot read.
 
@@ -24,11 +36,8 @@ def check_region_maps(key: str, names: Sequence[str], shapes: Mapping[str, Any],
         UserError: a map that the backbone does not give, whose cells do not begin at the image's first pixel, or that
             holds no features; unequal channels; with ``pyramid``, strides that are no powers of 2 or do not double.
     """
+    check_given(key, names, shapes)
     said = f"{key} {list(names)}"
-    missing = [name for name in names if name not in shapes]
-    if missing or not names:
-        what = f"{', '.join(missing)} not given by the backbone" if missing else "is empty"
-        raise UserError(f"{said}: {what}, which gives {', '.join(shapes)}")
     for name in names:
         if name == "image" or name.endswith(INDICES):
             raise UserError(f"{said}: {name} holds {'the image' if name == 'image' else 'pooling places'}, no features")
@@ -48,18 +57,25 @@ def check_region_maps(key: str, names: Sequence[str], shapes: Mapping[str, Any],
 
 
 def check_anchors(sizes: Sequence[Any], ratios: Sequence[Any], names: Sequence[str]) -> None:
-    """Refuse lists of anchors that are neither one for all maps nor one a map.
+    """Refuse lists of anchors that are neither one for all maps nor one a map, or give maps unequal numbers of them.
 
     Raises:
-        UserError: naming both numbers.
+        UserError: naming the numbers.
     """
+    counts = [1] * len(names)
     for key, lists in (("SIZES", sizes), ("ASPECT_RATIOS", ratios)):
-        nested = len(lists) > 0 and isinstance(lists[0], Sequence)
-        if len(lists) == 0 or (nested and len(lists) not in (1, len(names))):
+        each = list(lists) if len(lists) > 0 and isinstance(lists[0], Sequence) else [lists]
+        if len(lists) == 0 or len(each) not in (1, len(names)):
             raise UserError(
                 f"MODEL.ANCHOR_GENERATOR.{key} has {len(lists)} lists for {len(names)} of MODEL.RPN.IN_FEATURES"
                 f" {list(names)}: takes one list, or one a map"
             )
+        counts = [a * len(b) for a, b in zip(counts, each * len(names) if len(each) == 1 else each, strict=True)]
+    if len(set(counts)) > 1 or not counts[0]:
+        raise UserError(
+            f"MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS give the maps of MODEL.RPN.IN_FEATURES {list(names)}"
+            f" {counts} anchors a cell: takes the same number, 1 or more, on each"
+        )
 
 
 def check_c4(names: Sequence[str], shapes: Mapping[str, Any], *, res2_channels: int, keypoints: bool) -> None:

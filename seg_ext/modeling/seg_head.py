@@ -21,6 +21,7 @@ from seg_ext.errors import UserError
 from seg_ext.layers import FeatureSpec, resize_to
 from seg_ext.losses import IMAGE_LOSSES, LOSSES
 from seg_ext.modeling.norm import norm_layer
+from seg_ext.modeling.regions import check_given
 
 _HEAD = "MODEL.SEM_SEG_HEAD"
 WeightedLoss = tuple[str, float, Callable[..., Tensor]]
@@ -79,8 +80,8 @@ class SegHead(nn.Module):
             args=dict(head.DECODER.ARGS),
         )
         losses = build_losses(head.LOSSES, head.NUM_CLASSES)
-        weighted = any(entry.get("NAME") == "border_weight" for entry in cfg.INPUT.TARGETS)
-        if any(name == "border_weighted_cross_entropy" for name, _, _ in losses) and not weighted:
+        bordered = any(name == "border_weighted_cross_entropy" for name, _, _ in losses)
+        if bordered and not has_target(cfg.INPUT.TARGETS, "border_weight"):
             raise UserError(f"{_HEAD}.LOSSES border_weighted_cross_entropy: needs border_weight in INPUT.TARGETS")
         return {
             "decoder": decoder,
@@ -204,6 +205,11 @@ def _two_channels(scores: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(scores), scores], 1) if scores.shape[1] == 1 else scores
 
 
+def has_target(entries: Sequence[Any], name: str) -> bool:
+    """Whether INPUT.TARGETS has an entry of this NAME."""
+    return any(isinstance(entry, Mapping) and entry.get("NAME") == name for entry in entries)
+
+
 def select_features(
     shapes: Mapping[str, Any], names: Sequence[str], *, key: str = f"{_HEAD}.IN_FEATURES"
 ) -> dict[str, FeatureSpec]:
@@ -212,10 +218,7 @@ def select_features(
     Raises:
         UserError: a name the backbone does not give.
     """
-    missing = [name for name in names if name not in shapes]
-    if missing or not names:
-        what = f"{', '.join(missing)} not given by the backbone" if missing else "is empty"
-        raise UserError(f"{key} {list(names)}: {what}, which gives {', '.join(shapes)}")
+    check_given(key, names, shapes)
     order = [name for name in shapes if name in names]
     specs = {n: FeatureSpec(shapes[n].channels, shapes[n].stride, getattr(shapes[n], "offset", 0)) for n in order}
     return dict(sorted(specs.items(), key=lambda item: item[1].stride))

@@ -93,7 +93,7 @@ def answer(found: Segmented, metadata: Metadata, tasks: Sequence[str]) -> Answer
         ids, segments = np.maximum(scene.panoptic[0], 0), scene.panoptic[1]
         rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], -1).astype(np.uint8)
         names = {True: metadata.get("thing_classes") or (), False: metadata.get("stuff_classes") or ()}
-        sizes = np.bincount(ids.ravel()) if len(segments) else np.zeros(1, int)
+        sizes = np.bincount(ids.ravel(), minlength=1 + max((s["id"] for s in segments), default=0))
         described = [
             Segment(
                 id=s["id"],

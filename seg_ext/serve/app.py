@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,12 +10,12 @@ from anyio import to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 import seg_ext
 from seg_ext.serve.answer import Answer, answer
-from seg_ext.serve.service import Limits, Refused, Service, too_large
+from seg_ext.serve.service import RETRY, Limits, Refused, Service, too_large
 
-_logger = logging.getLogger(__name__)
 Task = Literal["semantic", "instance", "panoptic"]
 _BODY = {
     "requestBody": {
@@ -49,7 +48,7 @@ def build_app(service: Service, *, hosts: Sequence[str] = ()) -> FastAPI:
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
-        headers = {"Retry-After": "2"} if error.status == 503 else None
+        headers = {"Retry-After": str(RETRY)} if error.status == 503 else None
         return JSONResponse({"detail": error.message}, error.status, headers)
 
     @app.get("/health")
@@ -85,7 +84,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """The body, no more of it than the limit, and no longer waited for.
 
     Raises:
-        Refused: it is empty, too large, or too slow.
+        Refused: it is empty, too large, too slow, or broken off.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limits.bytes:
@@ -104,6 +103,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         await asyncio.wait_for(collect(), limits.seconds)
     except asyncio.TimeoutError as error:
         raise Refused(408, f"The image did not arrive within {limits.seconds:g} seconds.") from error
+    except ClientDisconnect as error:  # nobody is there to read it
+        raise Refused(408, "The image broke off.") from error
     if not any(parts):
         raise Refused(415, "The request has no body; send the bytes of an image file.")
     return b"".join(parts)

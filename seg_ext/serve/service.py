@@ -16,13 +16,15 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from numpy.typing import NDArray
 
+from seg_ext.data.files import is_tiff, tiff_images
 from seg_ext.data.image_io import as_picture, image_size
 from seg_ext.errors import UserError
 from seg_ext.visualize import Scene, scene_from_output
 
 _logger = logging.getLogger(__name__)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_RETRY = 2  # seconds
+RETRY = 2  # seconds
+_BANDS = 16  # that an image of the most pixels may have; a TIFF of few bytes may hold any number
 
 Predict = Callable[[NDArray[Any]], Mapping[str, Any]]
 
@@ -88,7 +90,7 @@ class Service:
             metadata: class names and colours.
             tasks: of "semantic", "instance" and "panoptic".
             image_format: that ``read`` gives.
-            flipped: as ``predict``, with test-time augmentation.
+            flipped: as ``predict``, with test-time augmentation; None where the model takes none.
             limits: of a request; None for the defaults.
         """
         self._predict, self._flipped, self._read, self._format = predict, flipped, read, image_format
@@ -105,7 +107,7 @@ class Service:
             Refused: there is none.
         """
         if not self._slots.acquire(blocking=False):
-            raise Refused(503, f"{self.limits.queue} images are waiting already; try again in {_RETRY} seconds.")
+            raise Refused(503, f"{self.limits.queue} images are waiting already; try again in {RETRY} seconds.")
         try:
             yield
         finally:
@@ -129,15 +131,20 @@ class Service:
             raise too_large(self.limits)
         if uncertainty and "semantic" not in self.tasks:
             raise Refused(422, "Uncertainty is of semantic models, and this one gives instances alone.")
+        predict = self._flipped if tta else self._predict
+        if predict is None:
+            raise Refused(422, "This model takes no mirror images (TTA).")
         image = self._decoded(content)
         try:
             with self._lock:
-                output = (self._flipped or self._predict if tta else self._predict)(image)
+                output = predict(image)
         except UserError as error:
             raise Refused(422, f"The model does not take this image: {error.line}.") from error
         except Exception as error:
             _logger.exception("an image of %s failed", image.shape)
             raise Refused(500, "The model failed on this image.") from error
+        if uncertainty and "sem_seg" not in output:
+            raise Refused(422, "Uncertainty is of scores, and this model gives labels alone.")
         entropy = _entropy(output) if uncertainty else None
         return Segmented(as_picture(image, self._format), scene_from_output(output, min_score=threshold), entropy)
 
@@ -152,10 +159,16 @@ class Service:
                     height, width = image_size(file)
                     if height * width > 1e6 * most:
                         raise Refused(413, f"The image has {width}x{height} pixels; {most:g} million are the limit.")
+                    pages, bands = tiff_images(file) if is_tiff(file) else ([0], 1)
+                    if height * width * len(pages) * bands > 1e6 * most * _BANDS:
+                        size = f"{len(pages) * bands} bands of {width}x{height} pixels"
+                        raise Refused(413, f"The image has {size}, which is too many.")
                     return self._read(file)
             except UserError as error:
                 raise Refused(415, error.line.replace(str(file), "The image") + ".") from error
-            except (OSError, ValueError, MemoryError) as error:
+            except Refused:
+                raise
+            except Exception as error:  # a decoder raises whatever the bytes lead it to
                 _logger.warning("an upload cannot be read: %s", type(error).__name__)
                 raise Refused(415, "This is no image that can be read.") from error
 

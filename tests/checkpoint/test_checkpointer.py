@@ -29,6 +29,7 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         checkpointer.save("model_1")
     monkeypatch.undo()
+    assert {file.name for file in tmp_path.iterdir()} == {"model_1.pth", "last_checkpoint"}
     nn.init.zeros_(model.weight)
     checkpointer.resume_or_load("", resume=True)
     assert torch.equal(model.weight, before)
@@ -55,7 +56,15 @@ def _flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [_truncate, _flip, Path.unlink, lambda file: file.write_bytes(b"")])
+def _flip_in_directory(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[content.index(b"PK\x01\x02") + 10] ^= 8  # the way of compression, so that zlib reads what is not its own
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm", [_truncate, _flip, _flip_in_directory, Path.unlink, lambda file: file.write_bytes(b"")]
+)
 def test_a_damaged_last_checkpoint_is_named_and_the_one_before_it_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import pytest
 from seg_ext.checkpoint import download as module
 from seg_ext.checkpoint import locate as locating
 from seg_ext.checkpoint.download import download
-from seg_ext.checkpoint.locate import check_name, locate
+from seg_ext.checkpoint.locate import HEURISTICS, check_name, locate
 from seg_ext.errors import UserError
 
 CONTENT = bytes(range(256)) * 40
@@ -81,6 +82,20 @@ def test_it_goes_on_where_it_broke_off(server: Server, tmp_path: Path) -> None:
     assert server.asked == [None, "bytes=1000-", "bytes=1500-"]
 
 
+def test_a_secured_connection_that_breaks_is_tried_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, go_on = [ssl.SSLEOFError("EOF occurred in violation of protocol")], module._go_on
+
+    def breaking(url: str, partial: Path) -> tuple[int, int | None]:
+        if answers:
+            raise answers.pop()
+        return go_on(url, partial)
+
+    monkeypatch.setattr(module, "_go_on", breaking)
+    assert download(f"{server.url}/w.pth", cache=tmp_path).read_bytes() == CONTENT
+
+
 def test_a_later_call_goes_on_too_and_nothing_half_is_there(server: Server, tmp_path: Path) -> None:
     server.breaks = [100] * module.ATTEMPTS
     with pytest.raises(UserError, match=r"w.pth: it broke off at 300 of 10240 bytes; the next call goes on from there"):
@@ -106,17 +121,26 @@ def test_a_partial_file_that_is_complete_is_fetched_anew(server: Server, tmp_pat
     assert download(f"{server.url}/w.pth", cache=tmp_path).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("w-00000000.pth", "sha256"), ("model_final_000000.pkl", "md5"), ("w.pth", "sha256")]
-)
+@pytest.mark.parametrize(("name", "kind"), [("w-00000000.pth", "sha256"), ("model_final_000000.pkl", "md5")])
 def test_another_hash_than_the_published_one_is_refused(server: Server, tmp_path: Path, name: str, kind: str) -> None:
-    given = "0" * 64 if name == "w.pth" else ""
     with pytest.raises(UserError, match=f"{name}: its {kind} begins with .*, published is 0000"):
-        download(f"{server.url}/{name}", cache=tmp_path, sha256=given)
+        download(f"{server.url}/{name}", cache=tmp_path)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] in (
         [],
         [f"{name}.partial.version"],
     )
+
+
+def test_a_date_in_a_name_is_no_hash(server: Server, tmp_path: Path) -> None:
+    assert download(f"{server.url}/w-20261121.pth", cache=tmp_path).read_bytes() == CONTENT
+
+
+def test_files_that_only_their_query_tells_apart_do_not_take_each_others_place(server: Server, tmp_path: Path) -> None:
+    one = download(f"{server.url}/get?id=1", cache=tmp_path)
+    server.content = CONTENT[::-1]
+    other = download(f"{server.url}/get?id=2", cache=tmp_path)
+    assert one.read_bytes() == CONTENT and other.read_bytes() == CONTENT[::-1] and one.name == other.name == "get"
+    assert download(f"{server.url}/get?id=1", cache=tmp_path) == one and len(server.asked) == 2
 
 
 def test_what_cannot_be_fetched_is_named(server: Server, tmp_path: Path) -> None:
@@ -149,8 +173,9 @@ def test_what_cannot_be_fetched_is_named(server: Server, tmp_path: Path) -> None
 )
 def test_a_name_stands_for_its_zoos_file(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
     monkeypatch.setattr(locating, "download", lambda asked: Path(asked))
-    assert str(locate(name)) == str(Path(url))
-    check_name(name)
+    for given in (name, name + HEURISTICS):
+        assert str(locate(given)) == str(Path(url))
+        check_name(given)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +185,7 @@ def test_a_name_stands_for_its_zoos_file(monkeypatch: pytest.MonkeyPatch, name: 
         ("nowhere.yaml", "weights nowhere.yaml not found"),
         ("torchvision://resnet55", "torchvision has none of that name; did you mean resnet50?"),
         ("timm://resnet188", "timm has none of that name; did you mean resnet18"),
+        ("timm://resnet18.nope", "timm has none of that name; did you mean resnet18."),
         ("catalog://x", "not in detectron2's catalog"),
         ("other://x", "weights other://x not found: MODEL.WEIGHTS takes"),
     ],

@@ -85,6 +85,10 @@ def test_a_truncated_or_empty_file_is_refused(tmp_path: Path, suffix: str, share
         ("x.pth", torch_bytes([torch.zeros(1)]), "holds no state dict, at its top or under 'model', 'state_dict'"),
         ("x.pth", torch_bytes({"model": {}}), "holds an empty state dict"),
         ("x.pkl", pickle.dumps(["a"]), "holds no state dict"),
+        ("x.pkl", pickle.dumps({1: 2}), "holds no state dict"),
+        ("x.pkl", pickle.dumps({"blobs": [1]}), "holds no state dict"),
+        ("x.pkl", pickle.dumps({"a": np.array(["text"])}), "holds arrays that are no tensors: "),
+        ("x.pkl", b"\x8e" + b"\xff" * 8, "not a readable checkpoint: "),  # text longer than any memory
     ],
 )
 def test_what_holds_no_weights_is_refused(tmp_path: Path, name: str, content: bytes, text: str) -> None:

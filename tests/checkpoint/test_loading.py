@@ -163,6 +163,15 @@ def test_kernels_from_class_to_class_move_both_ways() -> None:
     assert torch.equal(state["sem_seg_head.decoder.ups.res4.weight"], value[[2, 0]][:, [2, 0]])
 
 
+@pytest.mark.parametrize("count", [3, 4])  # with the background as many rows as a box has numbers, and without it
+def test_boxes_that_are_of_no_class_stay(count: int) -> None:
+    key, names = "roi_heads.box_predictor.bbox_pred.bias", [str(number) for number in range(count)]
+    state = {key: torch.rand(4)}
+    value = state[key]
+    assert transfer(state, {key: torch.rand(4)}, {"instance": names}, {"instance": names[::-1]}) == {}
+    assert torch.equal(state[key], value)
+
+
 @pytest.mark.parametrize(
     "key", ["sem_seg_head.decoder.refine.conv.weight", "sem_seg_head.decoder.laterals.res2.weight"]
 )

@@ -111,7 +111,7 @@ def test_the_sheet_has_a_panel_for_image_and_label_of_each_example(toy: str, tmp
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["camvid_trian"], "data set camvid_trian is not registered; did you mean camvid_train?"),
+        (["camvid_trian"], "unknown data set 'camvid_trian'; did you mean camvid_train?"),
         ([], "give the name of a data set, --config-file or --data FILE"),
         (["camvid_train", "--workers", "0"], "--workers 0: takes a whole number of at least 1"),
         (["camvid_train", "--sheet", "a.jpg"], "--sheet a.jpg: pictures are written as PNG; end the name in .png"),

@@ -1,6 +1,7 @@
 """Semantic, instance and panoptic together, end to end, on a generated nuclei-like tree."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -8,8 +9,6 @@ import numpy as np
 import pytest
 
 from seg_ext.cli.main import main
-from seg_ext.data.datasets import data_root, nuclei
-from seg_ext.data.derive import derive_coco
 
 SMALL = (
     "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32",
@@ -20,22 +19,14 @@ SMALL = (
 
 
 @pytest.fixture
-def tree(tmp_path: Path):
-    """Discs of several sizes, two of them touching, as nuclei_train and nuclei_test below tmp_path."""
-    for split in ("train", "test"):
-        for folder in ("images", "labels"):
-            (tmp_path / "nuclei" / split / folder).mkdir(parents=True)
-        for index in range(2):
-            label = np.zeros((64, 64), np.uint16)
-            for number, (x, y, r) in enumerate([(16, 16, 9), (34, 16, 9), (40 + 3 * index, 45, 12)], start=1):
-                cv2.circle(label, (x, y), r, number, cv2.FILLED)
-            image = np.random.default_rng(index).integers(0, 40, (64, 64), np.uint8) + (label > 0) * np.uint8(150)
-            cv2.imwrite(str(tmp_path / "nuclei" / split / "images" / f"{index}.png"), image)
-            cv2.imwrite(str(tmp_path / "nuclei" / split / "labels" / f"{index}.png"), label)
-        derive_coco(tmp_path / "nuclei", split, thing_class="nucleus")
-    nuclei.register(tmp_path)
-    yield tmp_path
-    nuclei.register(data_root())
+def tree(nuclei_tree: Callable[..., Path]) -> Path:
+    """Discs of several sizes, two of them touching."""
+    labels = []
+    for index in range(2):
+        labels.append(np.zeros((64, 64), np.uint16))
+        for number, (x, y, r) in enumerate([(16, 16, 9), (34, 16, 9), (40 + 3 * index, 45, 12)], start=1):
+            cv2.circle(labels[-1], (x, y), r, number, cv2.FILLED)
+    return nuclei_tree({"train": labels, "test": labels})
 
 
 def test_one_run_trains_scores_and_pictures_three_tasks(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,21 @@ def test_bad_arguments_are_one_line(
     assert "--weights FILE is missing" in capsys.readouterr().err
 
 
+def test_data_of_ones_own_run_no_code_that_the_config_beside_the_weights_names(
+    weights: Path, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside = weights.with_name("config.yaml")
+    torch.save({**torch.load(weights), "sidecar": {"format": 1, "config": beside.read_text()}}, weights)
+    beside.write_text(beside.read_text().replace("NAME: unet", "NAME: subprocess:Popen"))
+    own = {"name": "own", "images": str(toy_folder / "images"), "masks": str(toy_folder / "labels")}
+    (tmp_path / "data.yaml").write_text(json.dumps(own | {"classes": ["ground", "box"], "split": {"val": 0.2}}))
+    command = ("--input", toy_folder / "images", "--output", tmp_path / "out", "--data", tmp_path / "data.yaml")
+    assert predict(weights, *command) == 2
+    assert "config.yaml: DECODER.NAME subprocess:Popen is foreign code" in capsys.readouterr().err
+    assert predict(weights, *command, "--trust-code") == 2
+    assert "takes a torch.nn.Module subclass" in capsys.readouterr().err
+
+
 @pytest.fixture(autouse=True)
 def _clean_catalog():
     known = set(DatasetCatalog.list())

@@ -24,6 +24,7 @@ def run(tmp_path: Path, toy_config: Path) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(toy))
     torch.manual_seed(0)
     model = build_model(load_config(folder / "config.yaml"))
+    torch.nn.init.normal_(model.sem_seg_head.decoder.score.weight, std=0.01)  # probabilities away from 0 and 1
     torch.save({"model": model.state_dict()}, folder / "model_final.pth")
     return folder
 

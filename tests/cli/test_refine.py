@@ -1,7 +1,9 @@
 """``seg-ext refine``: saved maps become label maps; the search finds what makes them better."""
 
 import json
+import struct
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -175,11 +177,19 @@ def test_a_map_that_does_not_fit_is_named_and_the_others_are_refined(
         assert message in refusal(capsys, *argv, status=1)
         assert not (tree / "out" / "labels" / "0.png").exists()
     assert (tree / "out" / "labels" / "1.png").exists()
-    file.write_bytes(b"PK\x03\x04 not a zip")
-    assert "0.npy: cannot be read as scores" in refusal(capsys, *argv, status=1)
+    np.savez_compressed(packed := tree / "packed.npz", odds)
+    zipped = bytearray(packed.read_bytes())
+    zipped[30 + sum(struct.unpack("<HH", zipped[26:30]))] = 0xFF  # no way for a deflated block to begin
+    whole = BytesIO()
+    tifffile.imwrite(whole, odds)
+    for bad, name in ((b"PK\x03\x04 not a zip", "0.npy"), (zipped, "0.npz"), (whole.getvalue()[:-700], "0.tif")):
+        file.unlink()
+        file = file.with_name(name)
+        file.write_bytes(bad)
+        assert f"{name}: cannot be read as scores" in refusal(capsys, *argv, status=1)
     file.unlink()
     assert "0.png has no map" in refusal(capsys, *argv)
-    np.save(file, odds)
+    np.save(tree / "maps" / "0.npy", odds)
     np.savez(tree / "maps" / "0.npz", odds)
     assert "0.png has two maps" in refusal(capsys, *argv)
 

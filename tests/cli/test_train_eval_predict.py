@@ -85,22 +85,23 @@ def test_two_processes_train_and_score_like_one(toy_config: Path, tmp_path: Path
     weights = tmp_path / "run" / "model_final.pth"
     assert run("train", "--config-file", toy_config) == 0
     one = scores_in(tmp_path / "run")
-    common = [sys.executable, str(ROOT / "tools/train_net.py"), "--config-file", str(toy_config)]
-    for launcher, flags in (([], ["--num-gpus", "2"]), (["-m", "torch.distributed.run", "--nproc_per_node=2"], [])):
-        command = [common[0], *launcher, *common[1:], *flags, "--dist-url", "auto"]
-        ended = subprocess.run([*command, "--eval-only", "MODEL.WEIGHTS", str(weights)], env=quiet(), timeout=300)
-        assert ended.returncode == 0
-        assert scores_in(tmp_path / "run") == one
-    ended = subprocess.run([*command, "OUTPUT_DIR", str(tmp_path / "two")], env=quiet(), timeout=300)
-    assert ended.returncode == 0 and (tmp_path / "two" / "model_final.pth").is_file()
+    command = [str(ROOT / "tools/train_net.py"), "--config-file", str(toy_config)]
+    flags = ["--num-gpus", "2", "--dist-url", "auto", "--eval-only", "MODEL.WEIGHTS", str(weights)]
+    assert subprocess.run([sys.executable, *command, *flags], env=quiet(), timeout=300).returncode == 0
+    assert scores_in(tmp_path / "run") == one
+    launcher, two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"], tmp_path / "two"
+    flags = ["OUTPUT_DIR", str(two)]
+    assert subprocess.run([*launcher, *command, *flags], env=quiet(), timeout=300).returncode == 0
+    trained = scores_in(two)
+    assert run("eval", "--config-file", toy_config, "--weights", str(two / "model_final.pth"), *flags) == 0
+    assert scores_in(two) == trained
 
 
 def quiet() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGTERM)])
 def test_an_interrupted_run_keeps_a_checkpoint_and_resumes(
     toy_config: Path, tmp_path: Path, number: int, processes: int
 ) -> None:
@@ -141,6 +142,7 @@ def test_bad_configs_are_one_line(toy_config: Path, capsys: pytest.CaptureFixtur
     assert "weights nowhere.pth not found" in refusal(capsys, *command, "MODEL.WEIGHTS", "nowhere.pth")
     assert "OUTPUT_DIR" in refusal(capsys, *command, "OUTPUT_DIR", f"{toy_config}/below_a_file")
     assert "nothing to evaluate" in refusal(capsys, "eval", "--config-file", toy_config)
+    assert "DATASETS.TEST is empty" in refusal(capsys, "eval", "--config-file", toy_config, "DATASETS.TEST", "()")
 
 
 def test_a_missing_data_root_is_named(

@@ -144,6 +144,24 @@ def test_what_does_not_fit_the_weights_is_one_line(
     assert line.startswith("seg-ext: error: ") and text in line, line
 
 
+def test_an_import_does_not_take_the_place_of_what_it_reads(
+    linknet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "model.pth"  # as smp's own save_pretrained calls its file, but for the suffix
+    shutil.copy(linknet, theirs)
+    assert run("import-weights", "--from", "smp", theirs, "-o", tmp_path, "--format", "pth") == 2
+    assert "its model.pth is the file that is read; give another folder" in capsys.readouterr().err
+    assert theirs.read_bytes() == linknet.read_bytes() and [file.name for file in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_scores_that_are_no_numbers_are_null_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"iteration": 4, "scores": {"sem_seg": {"mIoU": 61.5, "IoU-box": float("nan")}}}
+    file = saved(tmp_path / "w.pth", {"model": {"a": torch.zeros(1)}, "sidecar": {"format": 1, "metrics": metrics}})
+    assert run("info", file, "--json") == 0
+    told = capsys.readouterr().out
+    assert json.loads(told)["metrics"]["scores"] == {"sem_seg": {"mIoU": 61.5, "IoU-box": None}}
+
+
 def test_info_of_other_libraries_files_says_that_they_carry_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

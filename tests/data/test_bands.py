@@ -64,9 +64,10 @@ def test_a_model_trains_is_scored_shown_and_predicts(
     keys: list[Any] = ["INPUT.FORMAT", format, "MODEL.PIXEL_MEAN", str(mean), "MODEL.PIXEL_STD", str(std)]
     keys += ["INPUT.AUGMENTATIONS", str(AUGMENTED), "TEST.GALLERY", "2"]
     assert main(["train", "--config-file", str(toy_config), *keys]) == 0
+    # the two worst images and the best one
     pictures = list((tmp_path / "run" / "gallery" / "pictures").glob("*_image.png"))
     shown = cv2.imread(str(pictures[0]))
-    assert len(pictures) == 2 and shown.std() > 20 and shown.max() > 200
+    assert len(pictures) == 3 and shown.std() > 20 and shown.max() > 200
 
     weights, scene = str(tmp_path / "run" / "model_final.pth"), tmp_path / "scenes" / "1.tif"
     cfg = load_config(toy_config, [*keys, "MODEL.WEIGHTS", weights])

@@ -145,7 +145,7 @@ def test_what_moves_pixels_alone_or_pastes_objects_moves_no_keypoints(tmp_path: 
         ({}, "data set persons has no keypoint_names in its metadata"),
         ({"keypoint_names": ["a", "b"]}, "persons has no keypoint_flip_map"),
         ({"keypoint_names": ["a", "b"], "keypoint_flip_map": [("a", "c")]}, "keypoint_flip_map has 'c'"),
-        ({"keypoint_names": ["a", "b"], "keypoint_flip_map": [("a", "b")]}, "NUM_KEYPOINTS is 17, .* persons has 2"),
+        ({"keypoint_names": ["a", "b"], "keypoint_flip_map": [("a", "b")]}, "NUM_KEYPOINTS is 17; .* persons has 2"),
     ],
 )
 def test_metadata_that_do_not_fit_are_named(metadata: dict[str, Any], message: str) -> None:

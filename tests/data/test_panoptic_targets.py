@@ -18,6 +18,7 @@ SEGMENTS = [
     {"id": 9, "isthing": False, "category_id": 0, "iscrowd": 0},
     {"id": 300, "isthing": True, "category_id": 0, "iscrowd": 1},
     {"id": 70000, "isthing": True, "category_id": 0},
+    {"id": 1 << 24, "isthing": False, "category_id": 0},  # no PNG holds it
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from seg_ext.data.raster import open_raster
 from seg_ext.data.raster_writing import RasterWriter
@@ -86,6 +87,10 @@ def test_files_that_cannot_be_read_in_parts_say_why(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("seg_ext.data.raster.importlib.util.find_spec", lambda name: None)
     pixels = np.zeros((40, 30), np.uint8)
     tifffile.imwrite(tmp_path / "turned.tif", pixels, extratags=[(274, 3, 1, 6, True)])
+    for kind in ("miniswhite", "palette"):
+        colors = {"colormap": np.zeros((3, 256), np.uint16)} if kind == "palette" else {}
+        tifffile.imwrite(tmp_path / f"{kind}.tif", pixels, photometric=kind, **colors)
+    tifffile.imwrite(tmp_path / "bits.tif", pixels.astype(bool), photometric="minisblack")
     tifffile.imwrite(tmp_path / "cut.tif", RNG.integers(0, 255, (40, 30)).astype(np.uint8), compression="zlib")
     os.truncate(tmp_path / "cut.tif", 600)
     (tmp_path / "empty.tif").touch()
@@ -93,6 +98,9 @@ def test_files_that_cannot_be_read_in_parts_say_why(tmp_path: Path, monkeypatch:
     np.save(tmp_path / "names.npy", np.array(["a", "b"]))
     for name, line in {
         "turned.tif": r"stored turned \(orientation 6\)",
+        "miniswhite.tif": "MINISWHITE pixels of 8 bits; parts are read of brightness or RGB, from 8 bits",
+        "palette.tif": "PALETTE pixels of 8 bits",
+        "bits.tif": "MINISBLACK pixels of 1 bits",
         "cut.tif": "damaged|cannot be read",
         "empty.tif": "the file is empty",
         "absent.tif": "no such file",
@@ -149,6 +157,13 @@ def test_what_tifffile_does_not_decode_is_read_by_rasterio(tmp_path: Path) -> No
     writer.finish()
     with rasterio.open(tmp_path / "b.tif") as source:
         assert source.crs.to_epsg() == 32633 and source.transform == transform
+    Image.fromarray(pixels[0]).convert("P").save(tmp_path / "palette.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels[0]).save(tmp_path / "turned.jpg", exif=exif)
+    for name, line in {"palette.png": "palette pixels", "turned.jpg": r"stored turned \(orientation 6\)"}.items():
+        with pytest.raises(UserError, match=f"{name}: {line}; parts are read of"), open_raster(tmp_path / name):
+            pass
     os.truncate(tmp_path / "a.tif", 2000)
     with pytest.raises(UserError, match="a.tif: (cannot be read|damaged)"), open_raster(tmp_path / "a.tif") as raster:
         raster.read(0, 0, 50, 70)
@@ -171,6 +186,9 @@ def test_outputs_that_cannot_be_written_say_why(tmp_path: Path, monkeypatch: pyt
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    RasterWriter(tmp_path / "begun.tif", (20, 30), dtype=np.uint8).close()
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     assert "No space left on device" in refusal(tmp_path / "a.tif")
     assert not list(tmp_path.glob("a.tif*"))
+    assert "No space left on device" in refusal(tmp_path / "begun.tif", resume=True)
+    assert (tmp_path / "begun.tif.part").is_file()  # with what was written before

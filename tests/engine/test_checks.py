@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from seg_ext.config import find_config, get_cfg, given_keys, has_instances, load_config
+from seg_ext.config import find_config, get_cfg, given_keys, has_instances, has_semantics, load_config
 from seg_ext.engine.checks import check_records, complete_config, thing_sem_seg_ids
 from seg_ext.errors import UserError
 
@@ -64,6 +64,11 @@ def test_a_class_number_that_contradicts_the_data_names_both_numbers_and_places(
         completed(top)
 
 
+def test_a_config_without_a_head_is_left_to_the_model_to_refuse(panoptic: Path) -> None:
+    cfg = completed(panoptic, "MODEL.ROI_HEADS.NAME", "", "MODEL.SEM_SEG_HEAD.NAME", "")
+    assert not has_instances(cfg) and not has_semantics(cfg)
+
+
 def test_data_sets_with_different_numbers_of_classes_do_not_mix(panoptic: Path) -> None:
     opts = ("MODEL.ROI_HEADS.NAME", "", "DATASETS.TRAIN", "('camvid_train',)", "DATASETS.TEST", "('nuclei_test',)")
     with pytest.raises(UserError, match=r"is 11, but data set nuclei_test has 2 .* set by data set camvid_train"):
@@ -86,6 +91,25 @@ def test_where_keys_were_set_leaves_the_config_as_it_is(panoptic: Path) -> None:
     assert places["DATASETS.TRAIN"] == str(panoptic) and places["MODEL.MASK_ON"] == f"the _BASE_ of {panoptic}"
     cfg = load_config(panoptic)
     assert pickle.loads(pickle.dumps(cfg)) == cfg and set(cfg) == set(get_cfg()) and vars(cfg) == vars(get_cfg())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("MODEL.DEVICE", "gpu", "MODEL.DEVICE 'gpu': takes cpu, cuda, or one of several GPUs as cuda:1"),
+        ("MODEL.DEVICE", "cuda:7", "MODEL.DEVICE cuda:7: this machine has 2 GPUs, from cuda:0 on"),
+        ("DATALOADER.NUM_WORKERS", "-1", "DATALOADER.NUM_WORKERS -1: takes a number of processes, or 0"),
+    ],
+)
+def test_what_the_machine_does_not_have_is_refused(
+    key: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    cfg = nuclei(key, value)
+    with pytest.raises(UserError, match=f"^{said}$"):
+        complete_config(cfg)
+    complete_config(nuclei("MODEL.DEVICE", "cuda:1"))
 
 
 def test_thing_ids_follow_from_the_data() -> None:
@@ -194,6 +218,10 @@ def test_a_head_of_centres_takes_its_things_from_the_semantic_classes() -> None:
     file = find_config("cityscapes/panoptic_deeplab_R_52_os16.yaml")
     cfg = completed(file)
     assert cfg.MODEL.SEM_SEG_HEAD.THING_IDS == cfg.MODEL.INS_EMBED_HEAD.THING_CLASSES == list(range(11, 19))
+    ids = ("MODEL.SEM_SEG_HEAD.THING_IDS", str([*range(11, 19)]))
+    assert completed(file, *ids).MODEL.INS_EMBED_HEAD.THING_CLASSES == list(range(11, 19))
+    cfg = completed(file, "MODEL.INS_EMBED_HEAD.THING_CLASSES", str([*range(8)]))
+    assert cfg.MODEL.INS_EMBED_HEAD.THING_CLASSES == list(range(8)), "what is given stays"
     opts = ("DATASETS.TRAIN", "('nuclei_train',)", "DATASETS.TEST", "()", SEMANTIC, "2")
     cfg = completed(file, *opts)
     assert (cfg.MODEL.SEM_SEG_HEAD.THING_IDS, cfg.MODEL.INS_EMBED_HEAD.THING_CLASSES) == ([1], [0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from seg_ext.cli.main import main
 from seg_ext.engine.finite import NotFinite, explain, write_metrics
 from seg_ext.engine.plain import from_plain, to_plain
 from seg_ext.errors import UserError
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(*argv: Any) -> int:

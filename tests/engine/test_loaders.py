@@ -217,6 +217,31 @@ def test_keys_that_do_not_fit_are_refused(toy_set: Any, keys: dict[str, Any], me
         build_train_loader(config(toy_set(), **keys))
 
 
+def test_how_often_to_show_a_set_is_a_number_above_zero_and_no_second_name(toy_set: Any) -> None:
+    name = toy_set()
+    cfg = config(name, DATALOADER__SAMPLER_TRAIN="WeightedTrainingSampler")
+    for entry, message in (
+        (name, r"TRAIN_REPEAT_FACTOR has 'set_.*': takes \[name, factor\]"),
+        ((name, "often"), r"TRAIN_REPEAT_FACTOR has .*: takes \[name, factor\]"),
+        ((name, 0), f"TRAIN_REPEAT_FACTOR has 0 for {name}: takes a number above 0"),  # or it would look for ever
+    ):
+        cfg.DATASETS.TRAIN_REPEAT_FACTOR = [entry]
+        with pytest.raises(UserError, match=message):
+            build_train_loader(cfg)
+    with pytest.raises(UserError, match=f"DATASETS.TRAIN names {name} twice; .* TRAIN_REPEAT_FACTOR"):
+        build_train_loader(config(name, name))
+
+
+def test_a_set_of_detectron2_that_is_not_there_is_named(tmp_path: Path) -> None:
+    name, gone = f"gone_{tmp_path.name}", tmp_path / "instances.json"
+    DatasetCatalog.register(name, lambda: json.loads(gone.read_text()))
+    try:
+        with pytest.raises(UserError, match=f"^data set {name} cannot be loaded: .*No such file.*instances.json"):
+            build_train_loader(config(name))
+    finally:
+        DatasetCatalog.remove(name)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_stops_training_with_its_path_on_one_line(toy_set: Any, workers: int, tmp_path: Path) -> None:
     loader = build_train_loader(config(toy_set(damaged=(4,)), DATALOADER__NUM_WORKERS=workers))

@@ -143,6 +143,12 @@ def test_numbers_stay_and_nothing_is_read(tmp_path: Path) -> None:
     assert cfg.MODEL.SEM_SEG_HEAD.LOSSES == [{"NAME": "cross_entropy", "class_weights": [1.0, 2.0]}]
 
 
+def test_what_is_no_loss_is_left_to_the_head_to_refuse(name: str, tmp_path: Path) -> None:
+    cfg = config(name, tmp_path, ["dice"])
+    resolve_class_weights(cfg)
+    assert cfg.MODEL.SEM_SEG_HEAD.LOSSES == ["dice"]
+
+
 def refusal(cfg: CfgNode) -> str:
     with pytest.raises(UserError) as refused:
         resolve_class_weights(cfg)

@@ -362,8 +362,12 @@ def test_a_large_image_is_predicted_in_windows_where_it_lies_on_the_map(tmp_path
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", tile=(16, 16), extratags=[place])
     stub = Stub("RGB")
     stub.config.TEST.SLIDING_WINDOW.SIZE = [32, 32]
-    outcome = predicted([tmp_path / "a.tif"], tmp_path / "out", stub, large=0.005, save=["labels", "probabilities"])
-    assert (outcome.images, outcome.failures) == (1, []) and len(stub.batches) > 1
+    outcome = predicted([tmp_path / "a.tif"], tmp_path / "one", stub, large=0.005, save=["labels"])
+    assert (outcome.images, outcome.failures) == (1, []) and (once := len(stub.batches)) > 1
+    kinds = ["labels", "ids", "probabilities"]
+    outcome = predicted([tmp_path / "a.tif"], tmp_path / "out", stub, large=0.005, save=kinds)
+    assert (outcome.images, outcome.failures) == (1, []) and len(stub.batches) == 3 * once, "ids are the labels"
+    assert (tmp_path / "out/ids/a.tif").read_bytes() == (tmp_path / "out/labels/a.tif").read_bytes()
     expected = np.zeros((70, 90), int)
     expected[:35, :45] = 1
     assert (read_label(tmp_path / "out/labels/a.tif") == expected).all()

@@ -69,6 +69,15 @@ def test_threads_that_share_it_get_what_one_gets(predictor: Predictor) -> None:
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
+def test_heads_that_the_model_does_not_have_need_no_classes(run: Path) -> None:
+    opts = ["MODEL.META_ARCHITECTURE", "SemanticSegmentor", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"]
+    cfg = load_config(run / "config.yaml", [*opts, "MODEL.WEIGHTS", str(run / "model_final.pth")])
+    name, cfg.DATASETS.FOLDERS = f"both_{run.parent.name}", []
+    cfg.DATASETS.TEST = (name,)
+    MetadataCatalog.get(name).set(stuff_classes=["ground", "box"], thing_classes=["box"])  # as Cityscapes has
+    assert Predictor(cfg)(np.zeros((16, 16, 3), np.uint8))["sem_seg"].shape == (2, 16, 16)
+
+
 def test_threads_choose_the_backend_once(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     auto = Predictor(run / "model_final.pth", backend="auto")
     image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)

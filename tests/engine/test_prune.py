@@ -14,10 +14,14 @@ from torch import nn
 import seg_ext.modeling  # noqa: F401
 from seg_ext import Predictor
 from seg_ext.cli.main import main
+from seg_ext.cli.serve import build_service
 from seg_ext.config import load_config
+from seg_ext.engine.class_weights import resolve_class_weights
+from seg_ext.engine.predictor import find_config
 from seg_ext.engine.predictors import build_predictor
 from seg_ext.engine.prune import prune
 from seg_ext.errors import UserError
+from seg_ext.serve.service import Limits
 
 PAPER = {"L1": 101_537, "L2": 511_681, "L3": 2_205_537, "L4": 9_042_177}
 
@@ -145,11 +149,14 @@ def trained(tmp_path: Path, toy_config: Path) -> Callable[..., Path]:
     levels = [f"level{i}" for i in range(1, 4)]
     toy["MODEL"]["BACKBONE"] = {"NAME": "build_seg_ext_unet_backbone", "FREEZE_AT": 0}
     toy["MODEL"]["UNET"] = {"WIDTH": 4, "DEPTH": 3, "NORM": "BN", "OUT_FEATURES": levels}
-    toy["MODEL"]["SEM_SEG_HEAD"] |= {"IN_FEATURES": levels, "NORM": "BN", "DECODER": {"NAME": "unetpp", "ARGS": {}}}
+    decoder = {"NAME": "unetpp", "ARGS": {"channels": [6, 7]}}
+    losses = [{"NAME": "cross_entropy", "class_weights": "median_frequency"}]
+    toy["MODEL"]["SEM_SEG_HEAD"] |= {"IN_FEATURES": levels, "NORM": "BN", "DECODER": decoder, "LOSSES": losses}
     run = tmp_path / "whole"
     run.mkdir()
     (run / "config.yaml").write_text(yaml.safe_dump(toy))
     cfg = load_config(run / "config.yaml")
+    resolve_class_weights(cfg, training=False)
     torch.manual_seed(0)
     model = build_model(cfg)
     for name, value in model.named_buffers():
@@ -165,6 +172,8 @@ def test_the_command_writes_weights_and_config_that_predict_alike(
     weights, out = str(trained / "model_final.pth"), tmp_path / "part"
     assert main(["prune", "--weights", weights, "--level", "L1", "--output", str(out)]) == 0
     assert "of" in (line := capsys.readouterr().out) and str(out / "model_final.pth") in line
+    [loss] = load_config(out / "config.yaml").MODEL.SEM_SEG_HEAD.LOSSES
+    assert loss["class_weights"] == "median_frequency"  # for the part's own training
     part = Predictor(str(out / "model_final.pth"), opts=["MODEL.DEVICE", "cpu"], backend="eager")
     whole = Predictor(weights, opts=["MODEL.DEVICE", "cpu", "TEST.PRUNE", "L1"])
     found, want = (predictor(toy_folder / "images" / "0.png")["sem_seg"] for predictor in (part, whole))
@@ -174,3 +183,32 @@ def test_the_command_writes_weights_and_config_that_predict_alike(
     assert "is there already" in capsys.readouterr().err
     assert main(["prune", "--weights", weights, "--level", "L3", "--output", str(tmp_path / "c")]) == 2
     assert "takes L1, L2 of this model" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
+def test_weights_that_lack_a_part_of_the_model_are_not_cut(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(trained / "model_final.pth", weights_only=True)
+    kept = {key: value for key, value in content["model"].items() if not key.startswith("sem_seg_head.decoder.heads")}
+    torch.save({"model": kept}, trained / "model_final.pth")
+    arguments = ["--weights", str(trained / "model_final.pth"), "--level", "L1", "--output", str(tmp_path / "part")]
+    assert main(["prune", *arguments]) == 2
+    assert "tensors of the model are not in it" in capsys.readouterr().err and not (tmp_path / "part").exists()
+
+
+def test_code_that_a_config_beside_the_weights_names_is_not_imported(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside = yaml.safe_load((trained / "config.yaml").read_text())
+    beside["MODEL"]["SEM_SEG_HEAD"]["DECODER"] = {"NAME": "elsewhere:Decoder"}
+    (trained / "config.yaml").write_text(yaml.safe_dump(beside))
+    arguments = ["--weights", str(trained / "model_final.pth"), "--level", "L1", "--output", str(tmp_path / "part")]
+    assert main(["prune", *arguments]) == 2
+    assert "DECODER.NAME elsewhere:Decoder is foreign code; name the file by" in capsys.readouterr().err
+
+
+def test_the_mirror_image_of_a_part_that_is_served_goes_through_the_part(trained: Path, toy_folder: Path) -> None:
+    opts = ["MODEL.DEVICE", "cpu", "TEST.PRUNE", "L1"]
+    service = build_service(find_config(trained / "model_final.pth", opts=opts), Limits())
+    found = service.segment((toy_folder / "images" / "0.png").read_bytes(), tta=True)
+    assert service.tasks == ("semantic",) and found.scene.semantic.shape == (48, 40)

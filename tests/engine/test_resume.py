@@ -10,7 +10,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,11 +24,9 @@ from torch import nn
 
 from seg_ext.checkpoint import Checkpointer
 from seg_ext.cli.main import main
-from seg_ext.data.datasets import data_root, nuclei
-from seg_ext.data.derive import derive_coco
 from seg_ext.data.stream import TrainLoader
 from seg_ext.engine.interrupt import CutOff, StopRequest
-from seg_ext.engine.resume import RunState, rng_state, set_rng_state, unchanged_rng
+from seg_ext.engine.resume import Checkpoints, RunState, rng_state, set_rng_state, unchanged_rng
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
@@ -57,32 +55,19 @@ PANOPTIC = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the process that is killed: the order of sums is part of the bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # as in the process that is killed
+
+
+def discs(index: int) -> np.ndarray:
+    """Ids of two, landscape and portrait in turn."""
+    label = np.zeros((64, 48) if index % 2 else (48, 64), np.uint16)
+    cv2.circle(label, (14, 16), 9, 1, cv2.FILLED)
+    return cv2.circle(label, (32 + index, 30), 10, 2, cv2.FILLED)
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Path]:
-    """Two discs in each of five images, landscapes and portraits in turn, as nuclei_train and nuclei_test."""
-    for split in ("train", "test"):
-        for folder in ("images", "labels"):
-            (tmp_path / "nuclei" / split / folder).mkdir(parents=True)
-        for index in range(5 if split == "train" else 1):
-            label = np.zeros((64, 48) if index % 2 else (48, 64), np.uint16)
-            cv2.circle(label, (14, 16), 9, 1, cv2.FILLED)
-            cv2.circle(label, (32 + index, 30), 10, 2, cv2.FILLED)
-            image = np.random.default_rng(index).integers(0, 40, label.shape, np.uint8) + (label > 0) * np.uint8(150)
-            cv2.imwrite(str(tmp_path / "nuclei" / split / "images" / f"{index}.png"), image)
-            cv2.imwrite(str(tmp_path / "nuclei" / split / "labels" / f"{index}.png"), label)
-        derive_coco(tmp_path / "nuclei", split, thing_class="nucleus")
-    nuclei.register(tmp_path)
-    yield tmp_path
-    nuclei.register(data_root())
+def tree(nuclei_tree: Callable[..., Path]) -> Path:
+    return nuclei_tree({"train": [discs(index) for index in range(5)], "test": [discs(0)]})
 
 
 def semantic(tree: Path, toy_config: Path) -> list[str]:
@@ -222,6 +207,16 @@ def test_scoring_more_often_changes_no_loss(toy_config: Path, tmp_path: Path) ->
         assert main([*command, "SOLVER.MAX_ITER", "3", "TEST.EVAL_PERIOD", period]) == 0
         weights.append(outcome(out)[2])
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(("period", "between"), [(2, ["model_0000001", "model_0000003"]), (0, [])])
+def test_checkpoints_come_by_their_period_and_at_the_end(period: int, between: list[str]) -> None:
+    saved: list[str] = []
+    hook = Checkpoints(SimpleNamespace(save=lambda name, finished=True: saved.append(name)), period)
+    for iteration in range(4):
+        hook.trainer = SimpleNamespace(iter=iteration, max_iter=4)
+        hook.after_step()
+    assert saved == [*between, "model_final"]
 
 
 def test_generators_go_on_as_if_nothing_had_been_drawn() -> None:

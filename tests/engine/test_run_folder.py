@@ -5,26 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from detectron2.structures import BoxMode
 
 from seg_ext.cli.main import main
 from seg_ext.config import get_cfg
 from seg_ext.engine.run_folder import data_fingerprint, differences, git_commit
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

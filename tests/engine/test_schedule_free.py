@@ -1,6 +1,7 @@
 """Schedule-free training: gradients at the trained weights, evaluation and checkpoints with their average."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from seg_ext.config import get_cfg, load_config
-from seg_ext.data.datasets.folder import register_from_config_list
-from seg_ext.engine.checks import complete_config
+from seg_ext.config import get_cfg
 from seg_ext.engine.solver import build_optimizer
 from seg_ext.engine.trainer import Trainer
 from seg_ext.errors import UserError
@@ -57,22 +56,11 @@ def package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "schedulefree", SimpleNamespace(**classes))
 
 
-MAPS = str([f"pool{level}" for level in range(1, 6)])
-TINY = [
-    *("MODEL.BACKBONE.NAME", "build_seg_ext_vgg_backbone", "MODEL.VGG.WIDTH", "4", "MODEL.VGG.NORM", "BN"),
-    *("MODEL.VGG.OUT_FEATURES", MAPS, "MODEL.SEM_SEG_HEAD.IN_FEATURES", MAPS),
-    *("MODEL.SEM_SEG_HEAD.DECODER.ARGS.channels", "[8, 8, 8, 8]", "DATASETS.TEST", "()"),
-    *("SOLVER.OPTIMIZER", "SCHEDULE_FREE_SGD", "SOLVER.LR_SCHEDULER_NAME", "WarmupConstantLR"),
-]
-
-
-def trainer(yaml: Path, *opts: Any) -> Trainer:
-    cfg = load_config(yaml, [*TINY, *map(str, opts)])
-    register_from_config_list(cfg.DATASETS.FOLDERS)
-    complete_config(cfg)
-    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    return Trainer(cfg)
+@pytest.fixture
+def schedule_free(trainer: Callable[..., Trainer]) -> Callable[..., Trainer]:
+    """Takes ``KEY, VALUE`` overrides."""
+    names = ("SOLVER.OPTIMIZER", "SCHEDULE_FREE_SGD", "SOLVER.LR_SCHEDULER_NAME", "WarmupConstantLR")
+    return lambda *opts: trainer(*names, "DATASETS.TEST", "()", *opts)
 
 
 def averages(run: Trainer) -> dict[str, torch.Tensor]:
@@ -89,8 +77,10 @@ def averages(run: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.usefixtures("package")
-def test_evaluation_and_checkpoints_have_the_average(toy_config: Path, tmp_path: Path, monkeypatch) -> None:
-    run = trainer(toy_config, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINT_PERIOD", 3)
+def test_evaluation_and_checkpoints_have_the_average(
+    schedule_free: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = schedule_free("TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINT_PERIOD", 3)
     evaluated: list[bool] = []
 
     def score(cfg: Any, model: nn.Module) -> dict[str, Any]:
@@ -119,9 +109,9 @@ def test_evaluation_and_checkpoints_have_the_average(toy_config: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("package")
-def test_a_resumed_training_goes_on_at_the_trained_weights(toy_config: Path) -> None:
-    trainer(toy_config, "SOLVER.MAX_ITER", 2).train()
-    run = trainer(toy_config, "SOLVER.MAX_ITER", 3)
+def test_a_resumed_training_goes_on_at_the_trained_weights(schedule_free: Callable[..., Trainer]) -> None:
+    schedule_free("SOLVER.MAX_ITER", 2).train()
+    run = schedule_free("SOLVER.MAX_ITER", 3)
     run.resume_or_load(resume=True)
     loaded = {name: p.detach().clone() for name, p in run.checkpointer.model.named_parameters()}
     optimizer: Any = run._trainer.optimizer

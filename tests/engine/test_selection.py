@@ -63,6 +63,10 @@ def test_small_gains_are_kept_but_are_no_reason_to_go_on() -> None:
         ("segm/AP50", "", False),
         ("validation/total_loss", "", True),
         ("sem_seg/ECE", "", True),
+        ("sem_seg/AURC", "", True),
+        ("sem_seg/IoU-forest_loss", "", False),  # the name of a class
+        ("segm_tide/Bkg", "", True),
+        ("segm_tide/AP50", "", False),
         ("sem_seg/odd", "min", True),
         ("validation/loss_of_something_good", "max", False),
     ],

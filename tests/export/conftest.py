@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from seg_ext.cli.main import main
 
@@ -21,11 +20,10 @@ def run_folder(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     from detectron2.modeling import build_model
 
     import seg_ext.modeling  # noqa: F401  registers models
-    from seg_ext.config import get_cfg
+    from seg_ext.config import parse_config
 
     folder = tmp_path_factory.mktemp("run")
-    cfg = get_cfg()
-    cfg.merge_from_other_cfg(type(cfg)(yaml.safe_load(CONFIG.format(folder=toy_folder, name=NAME))))
+    cfg = parse_config(CONFIG.format(folder=toy_folder, name=NAME), "the toy", base="Base-Semantic.yaml")
     cfg.OUTPUT_DIR = str(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -33,6 +31,9 @@ def run_folder(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.running_mean.uniform_(-0.1, 0.1)
+    with torch.no_grad():
+        scores = model.eval()([{"image": torch.full((3, 64, 64), 110.0)}])[0]["sem_seg"]
+        model.sem_seg_head.decoder.score.bias -= scores.mean((1, 2))  # so that neither class has every pixel
     torch.save({"model": model.state_dict()}, folder / "model_final.pth")
     (folder / "config.yaml").write_text(cfg.dump())
     yield folder
@@ -52,23 +53,13 @@ def onnx_file(run_folder: Path) -> Path:
 
 
 CONFIG = """
-VERSION: 2
 MODEL:
-  META_ARCHITECTURE: PanopticSegmentor
   DEVICE: cpu
   PIXEL_MEAN: [120.0, 110.0, 100.0]
   PIXEL_STD: [58.0, 57.0, 56.0]
-  BACKBONE: {{NAME: build_seg_ext_unet_backbone, FREEZE_AT: 0}}
+  BACKBONE: {{NAME: build_seg_ext_unet_backbone}}
   UNET: {{DEPTH: 2, WIDTH: 8, NORM: BN, OUT_FEATURES: [level1, level2]}}
-  SEM_SEG_HEAD:
-    NAME: SegHead
-    NUM_CLASSES: 2
-    NORM: BN
-    LOSS_WEIGHT: 1.0
-    IN_FEATURES: [level1, level2]
-    DECODER: {{NAME: unet}}
-  PROPOSAL_GENERATOR: {{NAME: ""}}
-  ROI_HEADS: {{NAME: ""}}
+  SEM_SEG_HEAD: {{NUM_CLASSES: 2, IN_FEATURES: [level1, level2], DECODER: {{NAME: unet}}}}
 DATASETS:
   FOLDERS: [{{NAME: {name}, IMAGES: {folder}/images, LABELS: {folder}/labels, CLASSES: [ground, box]}}]
   TRAIN: [{name}]

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from seg_ext import load_config
 from seg_ext.cli.main import main
+from seg_ext.engine.card import make_card
 from seg_ext.errors import UserError
 from seg_ext.export.card import check_card, licence_of, markdown, write_card
 
@@ -101,6 +104,21 @@ def test_a_checkpoint_gets_its_card_with_the_scores_that_lie_beside_it(run_folde
     assert card["classes"] == {"semantic": ["ground", "box"]} and card["licence"]["data"] == "CC0"
     assert card["training"]["data"] == ["export_toy"] and "PIXEL_MEAN" in card["training"]["config"]
     assert "toy_val" in (tmp_path / "model_final.card.md").read_text()
+
+
+def test_the_card_of_a_download_has_the_scores_that_json_can_hold(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = torch.load(run_folder / "model_final.pth", weights_only=True)
+    scores = {"sem_seg": {"mIoU": 61.5, "IoU-box": float("nan")}, "validation": {"total_loss": float("inf")}}
+    file = tmp_path / "w.pth"
+    torch.save(content | {"sidecar": {"format": 1, "metrics": {"iteration": 4, "scores": scores}}}, file)
+    monkeypatch.setattr("seg_ext.checkpoint.locate.download", lambda url: file)
+    cfg = load_config(run_folder / "config.yaml", ["MODEL.WEIGHTS", "https://host/w.pth"])
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    path, _ = write_card(make_card(cfg), tmp_path / "w")
+    [entry] = json.loads(path.read_text())["metrics"]
+    assert entry["scores"] == {"sem_seg": {"mIoU": 61.5}, "validation": {}} and entry["data"] == "validation"
 
 
 def test_a_card_of_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,9 @@ from torch import Tensor
 from seg_ext import Predictor, UserError, load_config
 from seg_ext.cli.export import FORMATS
 from seg_ext.cli.main import main
+from seg_ext.config import get_cfg
 from seg_ext.engine import export as engine
+from seg_ext.engine.sidecar import task_of
 from seg_ext.export import EXPORTERS, Graph, SemanticGraph, verify
 from seg_ext.export.formats import DOCUMENT
 
@@ -68,7 +70,7 @@ def test_an_onnx_file_equals_the_model_at_other_sizes_than_it_was_checked_at(
         expected = graph(image)
     found = EXPORTERS["onnx"].load(onnx_file)(image)
     assert isinstance(found, Tensor) and found.shape == (batch, 2, height, width)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_with_preprocessing_and_labels_raw_pixels_give_the_labels_of_the_predictor(
@@ -124,6 +126,26 @@ def test_a_model_that_a_format_cannot_hold_is_refused_in_one_line(predictor: Pre
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
+def test_a_file_that_its_runtime_does_not_read_is_refused_in_one_line(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = replace(EXPORTERS["torchscript"], write=lambda graph, file, document: file.write_bytes(b"no program"))
+    monkeypatch.setitem(EXPORTERS, "torchscript", exporter)
+    with pytest.raises(UserError, match="--format torchscript cannot hold this model: ") as caught:
+        engine.export(predictor, tmp_path / "x.ts", format="torchscript")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_without_a_file_to_lie_beside_the_name_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = get_cfg()
+    cfg.MODEL.WEIGHTS = "https://host/w.pth"
+    monkeypatch.setattr("seg_ext.cli.export.config_for", lambda args: cfg)
+    assert main(["export", "--weights", cfg.MODEL.WEIGHTS]) == 2
+    assert "--output is missing: https://host/w.pth is no file" in capsys.readouterr().err
+
+
 class Twice(Graph):
     """A graph without a model: two classes, scores of twice the image."""
 
@@ -161,6 +183,15 @@ def test_the_comparison_finds_what_is_wrong_and_says_where(case: str) -> None:
         verify(Twice(), run)
     assert "\n" not in str(caught.value)
     assert len(verify(Twice(), lambda image: 2 * image)) == 6
+
+
+def test_a_number_that_is_none_does_not_hide_behind_an_output_that_is_right() -> None:
+    class Both(Twice):
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return 2 * image, image.sum((1, 2, 3))
+
+    with pytest.raises(UserError, match="differs from the model at 1 x 128 x 160: scores by nan"):
+        verify(Both(), lambda x: (2 * x, x.sum((1, 2, 3)) * torch.nan))
 
 
 def test_labels_that_differ_where_scores_are_close_do_not_pass() -> None:
@@ -203,7 +234,7 @@ REFUSED: dict[str, tuple[str, dict[str, object], str]] = {  # config, arguments,
 def test_what_a_format_does_not_take_is_refused_with_the_reason(case: str) -> None:
     config, arguments, message = REFUSED[case]
     cfg = load_config(config)
-    options = {"format": "onnx", "task": engine.task_of(cfg), "preprocessing": False, "labels": False} | arguments
+    options = {"format": "onnx", "task": task_of(cfg), "preprocessing": False, "labels": False} | arguments
     with pytest.raises(UserError, match=message):
         engine.graph_of(cfg, torch.nn.Module(), **options)  # type: ignore[arg-type]
 
@@ -236,21 +267,22 @@ def test_int8_is_smaller_scored_and_kept_only_within_the_limit(
         "--images",
         "3",
         "--output",
-        str(tmp_path / "x.onnx"),
+        str(tmp_path / "x.v2"),
     ]
     assert main([*command, "--max-drop", "100"]) == 0
     said = capsys.readouterr().out
     assert "of float32's" in said and "mIoU" in said
-    card = json.loads((tmp_path / "x.int8.card.json").read_text())
+    card = json.loads((tmp_path / "x.v2.int8.card.json").read_text())
     assert card["int8"]["calibration"] == {"data": "export_toy", "images": 3}
-    assert card["export"]["bytes"] == (tmp_path / "x.int8.onnx").stat().st_size == card["int8"]["bytes"]
+    assert card["export"]["bytes"] == (tmp_path / "x.v2.int8.onnx").stat().st_size == card["int8"]["bytes"]
     assert card["int8"]["latency_ratio"] > 0 and 0 <= card["int8"]["miou"] <= 100
-    model = onnx.load(str(tmp_path / "x.int8.onnx"))
+    assert (tmp_path / "x.v2.card.json").is_file()
+    model = onnx.load(str(tmp_path / "x.v2.int8.onnx"))
     assert any(node.op_type == "DequantizeLinear" for node in model.graph.node)
     weights = {x.data_type for x in model.graph.initializer if x.name.endswith("weight_quantized")}
     assert weights == {onnx.TensorProto.INT8}
     assert model.metadata_props[0].value == onnx.load(str(onnx_file)).metadata_props[0].value
-    (tmp_path / "x.int8.onnx").unlink()
+    (tmp_path / "x.v2.int8.onnx").unlink()
     assert main([*command, "--max-drop", "-100"]) == 2
     assert "more than --max-drop -100.0: not kept" in capsys.readouterr().err
-    assert not (tmp_path / "x.int8.onnx").exists() and (tmp_path / "x.onnx").exists()
+    assert not (tmp_path / "x.v2.int8.onnx").exists() and (tmp_path / "x.v2").exists()

@@ -12,7 +12,8 @@ from detectron2.modeling import build_model
 import seg_ext.modeling  # noqa: F401  registers models
 from seg_ext import UserError, load_config
 from seg_ext.decoders import DECODERS
-from seg_ext.engine.export import graph_of, task_of
+from seg_ext.engine.export import graph_of
+from seg_ext.engine.sidecar import task_of
 from seg_ext.export import EXPORTERS, verify
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from seg_ext import Predictor
+from seg_ext.data.augmentation import ResizeShortestEdge
 from seg_ext.data.transforms import WindowTransform
 
 runtime = pytest.importorskip("seg_ext.runtime", reason="needs the extra `export`")
@@ -75,11 +76,10 @@ def test_images_are_resized_to_a_grey_level_of_what_the_loader_makes_of_them(
     assert (found != expected).mean() < 0.01
 
 
-@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (100, 1000), (333, 333)])
-def test_the_shorter_side_is_set_as_detectron2_sets_it(shape: tuple[int, int]) -> None:
-    from detectron2.data.transforms import ResizeShortestEdge
-
-    expected = ResizeShortestEdge.get_output_shape(*shape, 300, 500)
+@pytest.mark.parametrize("shape", [(480, 640), (640, 480), (100, 1000), (333, 333), (1, 3000)])
+def test_the_shorter_side_is_set_as_the_loader_sets_it(shape: tuple[int, int]) -> None:
+    image = np.zeros((*shape, 3), np.uint8)
+    expected = ResizeShortestEdge([300], 500).get_transform(image).apply_image(image).shape[:2]
     assert tuple(runtime._shortest(shape, {"shortest": 300, "longest": 500})) == expected
 
 
@@ -107,5 +107,12 @@ def test_files_that_are_not_ours_are_refused(segmenter: Any, tmp_path: Path, onn
     for name, message in {"none": "no such file", "text": "not an ONNX file", "bare": "says nothing of"}.items():
         with pytest.raises(ValueError, match=message):
             runtime.Segmenter(tmp_path / f"{name}.onnx")
-    with pytest.raises(ValueError, match="text.png: cannot be read as an image"):
-        segmenter(tmp_path / "text.png")
+    (tmp_path / "empty.npy").touch()
+    cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((8, 8, 3), np.uint16))
+    for name, message in {"text.png": "an image", "empty.npy": "an array", "none.npy": "an array"}.items():
+        with pytest.raises(ValueError, match=f"{name}: cannot be read as {message}"):
+            segmenter(tmp_path / name)
+    with pytest.raises(ValueError, match="deep.png: more than 8 bits a pixel"):
+        segmenter(tmp_path / "deep.png")
+    assert runtime.main([str(onnx_file), str(tmp_path / "text.png"), str(tmp_path / "labels")]) == 2
+    assert not list(tmp_path.glob("labels*"))

@@ -1,8 +1,10 @@
 """Monte Carlo dropout on models small enough to say what must come out."""
 
 import math
+import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -122,6 +124,23 @@ def test_generators_and_modes_are_left_as_they_were(model: Dropping) -> None:
     with pytest.raises(RuntimeError):
         McDropout(model, 2)([{"image": torch.zeros(2, 4, 4)}])
     assert not any(x.training for x in model.modules())
+
+
+def test_threads_that_share_it_get_what_one_gets(model: Dropping) -> None:
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            time.sleep(0.005)
+            return self.inner(batched_inputs)
+
+    predict = McDropout(Slow().eval(), 3)
+    alone = [predict([image(i)])[0]["sem_seg"] for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda i: predict([image(i)])[0]["sem_seg"], range(4)))
+    assert all(map(torch.equal, alone, together)) and not any(x.training for x in model.modules())
 
 
 def test_samples_run_in_batches_of_the_size_asked_for(model: Dropping) -> None:

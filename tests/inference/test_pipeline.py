@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -43,6 +44,25 @@ def test_each_item_comes_out_once_with_its_own_result(batch_size: int, threads: 
     wrong = {7: "item 7 is unlucky", 17: "item 17 is unlucky", 27: "item 27 is unlucky"}
     wrong |= {5: "cannot be predicted: RuntimeError: five", 9: "cannot be predicted: IndexError: nine"}
     assert found == {item: Failure(wrong[item]) if item in wrong else (item, item) for item in range(30)}
+
+
+def test_a_batch_that_fails_is_let_go_before_its_images_are_tried_alone() -> None:
+    class Activations:
+        """Memory of a pass."""
+
+    held: list[weakref.ref[Activations]] = []
+
+    def greedy(inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        assert all(ref() is None for ref in held), "the failed pass still has its memory"
+        own = Activations()
+        held.append(weakref.ref(own))
+        if len(inputs) > 1:
+            raise MemoryError
+        return [{} for _ in inputs]
+
+    items = range(0, 6, 3)  # of one size
+    results = run_pipeline(items, read=read, predict=greedy, write=lambda sample, output: "done", batch_size=2)
+    assert dict(results) == {0: "done", 3: "done"} and len(held) == 3
 
 
 def test_single_images_keep_their_order() -> None:

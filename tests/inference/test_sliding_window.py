@@ -138,6 +138,20 @@ def test_an_object_over_several_windows_is_one_instance(detector, side: int, ove
     assert torch.allclose(found.scores, whole.scores)
 
 
+def test_keypoints_lie_where_their_object_does(detector) -> None:
+    def predict(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        outputs = detector(batch)
+        for found in (output["instances"] for output in outputs):
+            centres = found.pred_boxes.get_centers()
+            found.pred_keypoints = torch.cat([centres, torch.full((len(found), 1), 0.5)], 1)[:, None]
+        return outputs
+
+    ids = torch.zeros(3, 64, 64)
+    ids[:, 30:44, 40:50] = 1
+    found = SlidingWindow(predict, [40, 40])([{"image": ids, "height": 128, "width": 192}])[0]["instances"]
+    assert found.pred_keypoints.tolist() == [[[3 * 45, 2 * 37, 0.5]]]
+
+
 def test_instances_of_a_mirrored_border_are_dropped(detector) -> None:
     ids = torch.zeros(3, 20, 30)
     ids[:, 4:9, 3:12] = 1

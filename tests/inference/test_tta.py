@@ -117,6 +117,7 @@ def test_other_classes_and_boxes_apart_stay_and_the_best_are_kept() -> None:
     views = [instances(((0, 10), 0, 0.9), ((0, 10), 1, 0.2)), instances(((8, 18), 0, 0.7))]
     assert merge_views(views).scores.tolist() == pytest.approx([0.9, 0.7, 0.2])
     assert merge_views(views, most=2).scores.tolist() == pytest.approx([0.9, 0.7])
+    assert len(merge_views(views, most=-1)) == 3 and not len(merge_views(views, most=0))
     assert len(merge_views(views, nms=0.1)) == 2
     assert merge_views([instances(), instances()]).pred_masks.shape == (0, 4, 20)
 

@@ -52,6 +52,16 @@ def test_image_pooling_under_training_batch_norm_at_batch_one_is_refused():
     assert ASPP(4, 8, rates=(1,), norm=nn.BatchNorm2d, image_pooling=False)(x).shape == (1, 8, 5, 5)
 
 
+@pytest.mark.parametrize("size", [(9, 14), (4, 6), (3, 20), (1, 1)])
+def test_a_graph_averages_the_windows_that_eager_does(size, monkeypatch):
+    torch.manual_seed(0)
+    aspp = ASPP(4, 8, rates=(1,), norm=nn.BatchNorm2d, image_norm=False, pool=(4, 6)).eval()
+    x = torch.randn(2, 4, *size)
+    eager = aspp(x)
+    monkeypatch.setattr("seg_ext.layers.aspp.exporting", lambda: True)
+    torch.testing.assert_close(aspp(x), eager)
+
+
 def test_a_rate_below_one_is_refused():
     with pytest.raises(ValueError, match=r"rates >= 1, not \[6, 0\]"):
         ASPP(4, 8, rates=(6, 0), norm=None)

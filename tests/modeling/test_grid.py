@@ -141,12 +141,15 @@ def test_a_narrow_model_on_each_backbone_gives_every_parameter_a_gradient(backbo
 @pytest.mark.parametrize(
     ("backbone", "keys", "text"),
     [
+        ("R-50-FPN", {"ROI_HEADS__NAME": "", "RPN__IN_FEATURES": ["p9"]}, "PROPOSAL_GENERATOR.NAME and .* go together"),
         ("R-50-FPN", {"RPN__IN_FEATURES": ["p2", "p9"]}, r"MODEL.RPN.IN_FEATURES \['p2', 'p9'\]: p9 not given by the"),
         ("R-50-FPN", {"ROI_HEADS__IN_FEATURES": []}, r"MODEL.ROI_HEADS.IN_FEATURES \[\]: is empty, which gives image"),
         ("R-50-FPN", {"ROI_HEADS__IN_FEATURES": ["p2", "p4"]}, "strides {'p2': 4, 'p4': 16}; takes one map, or maps"),
         ("R-50-FPN", {"ROI_HEADS__IN_FEATURES": ["res2", "res3"]}, "channels {'res2': 256, 'res3': 512}; .* equal"),
         ("R-50-FPN", {"ROI_HEADS__IN_FEATURES": ["image"]}, "image holds the image, no features"),
         ("R-50-FPN", {"ANCHOR_GENERATOR__SIZES": [[8], [16]]}, "SIZES has 2 lists for 5 of MODEL.RPN.IN_FEATURES"),
+        ("R-50-FPN", {"ANCHOR_GENERATOR__SIZES": [[8, 9]] + [[8]] * 4}, r" \[6, 3, 3, 3, 3\] anchors a cell: takes"),
+        ("R-50-FPN", {"ANCHOR_GENERATOR__SIZES": [[]]}, r" \[0, 0, 0, 0, 0\] anchors a cell"),
         ("R-50-FPN", {"RESNETS__OUTPUT_STRIDE": 16}, "strides {'p2': 4, 'p3': 8, 'p4': 16, 'p5': 16}; takes one map"),
         ("R-50-FPN", {"SEM_SEG_HEAD__THING_IDS": [54]}, "THING_IDS has 54: takes semantic classes, 0 to 53"),
         ("R-50-FPN", {"SEM_SEG_HEAD__IN_FEATURES": ["res6"]}, "res6 not given by the backbone"),

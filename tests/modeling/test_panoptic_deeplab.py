@@ -81,6 +81,15 @@ def test_losses_are_means_times_their_weights(key: str, loss: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["panoptic_deeplab_R_52_os16", "deeplabv3_R_103_os16", "deeplabv3plus_R_103_os16"])
+def test_shipped_image_level_branches_average_the_map_of_a_training_crop_as_detectron2s_do(name: str) -> None:
+    cfg = load_config(f"cityscapes/{name}.yaml")
+    (crop,) = [entry["size"] for entry in cfg.INPUT.AUGMENTATIONS if entry["NAME"] == "RandomScaleCrop"]
+    heads = [cfg.MODEL.SEM_SEG_HEAD.DECODER, *([cfg.MODEL.INS_EMBED_HEAD] if cfg.MODEL.INS_EMBED_HEAD.NAME else [])]
+    cells = [side // cfg.MODEL.RESNETS.OUTPUT_STRIDE for side in crop]
+    assert all(head.ARGS.pool == cells for head in heads)
+
+
 def test_small_instances_weigh_more_and_what_was_padded_is_void() -> None:
     model = build_model(config(SMALL_AREA=200))
     ids = scene(0)["panoptic_ids"].long()
@@ -115,6 +124,10 @@ def test_perfect_outputs_give_the_ground_truth_at_any_output_size(scale: int) ->
         number = truth[mask].mode().values
         union = (mask | (truth == number)).sum()
         assert (mask & (truth == number)).sum() / union > 0.97 and label[mask][0] == kind + 1
+    found = zip(instances.pred_masks, instances.pred_classes, strict=True)
+    likely = torch.stack([scores.softmax(0)[kind + 1][mask].mean() for mask, kind in found])
+    hot = torch.tensor([s["score"] for s in info if s["isthing"]])
+    torch.testing.assert_close(instances.scores, hot * likely)
     assert (instances.scores > 0.5).all()
 
 
@@ -128,7 +141,7 @@ def test_what_does_not_go_together_is_refused() -> None:
             build_model(cfg)
         return str(caught.value)
 
-    assert "needs {NAME: panoptic_ids} in INPUT.TARGETS" in refusal(TARGETS=[])
+    assert "needs {NAME: panoptic_ids} in INPUT.TARGETS" in refusal(TARGETS=["panoptic_ids"])
     assert "goes with MODEL.SEM_SEG_HEAD.NAME" in refusal(SEM_SEG_HEAD__NAME="")
     assert "NMS_KERNEL 4: takes an odd number" in refusal(INS_EMBED_HEAD__NMS_KERNEL=4)
     assert "INS_EMBED_HEAD.IN_FEATURES ['res4']: res4 not given" in refusal(INS_EMBED_HEAD__IN_FEATURES=["res4"])

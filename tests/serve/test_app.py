@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import io
 import json
 import threading
 import tracemalloc
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Boxes, Instances
@@ -21,7 +25,7 @@ from pycocotools import mask as mask_util
 
 from seg_ext.data.image_io import read_image
 from seg_ext.errors import UserError
-from seg_ext.serve.service import Limits, Service
+from seg_ext.serve.service import Limits, Refused, Service
 
 testclient = pytest.importorskip("starlette.testclient", reason="needs the extra `demo`")
 httpx = pytest.importorskip("httpx", reason="needs the extra `demo`")
@@ -73,6 +77,14 @@ def picture(height: int = 40, width: int = 60, suffix: str = ".png", dtype: type
     return cv2.imencode(suffix, pixels)[1].tobytes()
 
 
+def deep(bands: int) -> bytes:
+    """A TIFF of few bytes that holds many."""
+    stream = io.BytesIO()
+    pixels = np.zeros((40, 60, bands), np.uint8)
+    tifffile.imwrite(stream, pixels, photometric="minisblack", planarconfig="contig", compression="zlib")
+    return stream.getvalue()
+
+
 def client(**limits: Any) -> Any:
     app = build_app(make_service(**limits), hosts=["127.0.0.1", "localhost"])
     return testclient.TestClient(app, base_url=HOST)
@@ -122,6 +134,7 @@ BAD: dict[str, tuple[bytes, int, str]] = {  # content, status, sentence
     "half a PNG": (picture()[:150], 415, "The image: "),
     "half a TIFF": (picture(suffix=".tiff")[:90], 415, "The image: "),
     "too many bytes": (bytes(1_000_001), 413, "The file is too large; 1 MB are the limit."),
+    "too many bands": (deep(200), 413, "The image has 200 bands of 60x40 pixels, which is too many."),
     "too many pixels": (picture(101, 100), 413, "The image has 100x101 pixels; 0.01 million are the limit."),
     "too small for the model": (picture(3, 3), 422, "The model does not take this image: the backbone takes "),
     "a failing model": (picture(13, 20), 500, "The model failed on this image."),
@@ -138,6 +151,24 @@ def test_a_bad_image_is_refused_in_a_sentence_that_names_nothing_of_the_server(
     said = answer.json()["detail"]
     assert said.startswith(sentence) and "\n" not in said
     assert not [word for word in ("/tmp", "seg-ext-", "secret", ".py", "Traceback", 'File "') if word in answer.text]
+
+
+def test_whatever_a_decoder_stumbles_over_is_an_image_that_cannot_be_read() -> None:
+    def read(file: Path) -> np.ndarray:
+        raise zlib.error(f"Error -3 while decompressing {file}")
+
+    service = make_service()
+    service._read = read
+    answer = testclient.TestClient(build_app(service)).post("/predict", content=picture())
+    assert (answer.status_code, answer.json()) == (415, {"detail": "This is no image that can be read."})
+
+
+def test_a_model_that_gives_labels_alone_has_no_uncertainty_to_show() -> None:
+    service = make_service()
+    service._predict = lambda image: {"sem_seg_labels": torch.zeros(image.shape[:2], dtype=torch.int64)}
+    assert service.segment(picture()).scene.semantic is not None
+    with pytest.raises(Refused, match="Uncertainty is of scores, and this model gives labels alone."):
+        service.segment(picture(), uncertainty=True)
 
 
 async def raw(app: Any, receive: Callable[[], Any]) -> dict[str, Any]:
@@ -169,6 +200,13 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         return {}
 
     assert asyncio.run(raw(build_app(make_service(seconds=0.05)), receive))["status"] == 408
+
+
+def test_a_body_that_breaks_off_is_no_failure_of_the_server() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    assert asyncio.run(raw(build_app(make_service()), receive))["status"] == 408
 
 
 @pytest.mark.parametrize("query", ["task=depth", "threshold=2", "threshold=much", "tta=perhaps"])

@@ -24,9 +24,8 @@ def import_detectron2(state: Mapping[str, Tensor], hints: Hints) -> Imported:
     base = _base(state)
     config: dict[str, Any] = {"MODEL": {"WEIGHTS": ""}}
     model = config["MODEL"]
-    scores = next((key for key in state if key in ("sem_seg_head.predictor.weight",)), None)
-    if scores:
-        model["SEM_SEG_HEAD"] = {"NUM_CLASSES": state[scores].shape[0]}
+    if "sem_seg_head.predictor.weight" in state:
+        model["SEM_SEG_HEAD"] = {"NUM_CLASSES": state["sem_seg_head.predictor.weight"].shape[0]}
     if "roi_heads.box_predictor.cls_score.weight" in state:
         model["ROI_HEADS"] = {"NUM_CLASSES": state["roi_heads.box_predictor.cls_score.weight"].shape[0] - 1}
     prefix = "backbone.bottom_up." if "backbone.fpn_lateral2.weight" in state else "backbone."
@@ -43,6 +42,9 @@ def import_detectron2(state: Mapping[str, Tensor], hints: Hints) -> Imported:
         "NUM_GROUPS": unit.shape[0] // unit.shape[1],
         "WIDTH_PER_GROUP": unit.shape[1],
     }
+    if unit.shape[0] != unit.shape[1]:  # published ResNeXts have Caffe2's strides and deviations
+        model["RESNETS"]["STRIDE_IN_1X1"] = False
+        model["PIXEL_STD"] = [57.375, 57.12, 58.395]
     return Imported(f"detectron2's network of {base}", config, {}, dict(state), base=base)
 
 

@@ -22,12 +22,10 @@ class Hints:
     """What a state dict cannot say.
 
     Attributes:
-        file: name of the file.
         arch: name of the network in its library, or "".
         config: what the library wrote beside the weights, such as config.json.
     """
 
-    file: str = ""
     arch: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
 

@@ -24,8 +24,8 @@ class _Net:
 
     state: Mapping[str, Tensor]
     maps: Sequence[str]
-    stride: int | None
     rates: Sequence[int]
+    depth: int  # of PSPNet's encoder, where its channels do not tell it
 
     def width(self, key: str, axis: int = 0) -> int:
         return int(self.state[f"{key}.weight"].shape[axis])
@@ -110,6 +110,8 @@ def _pspnet(net: _Net) -> Made:
     family = "resnet" if net.maps[0] == "conv1" else "vgg"
     bottleneck = "encoder.layer1.0.conv3.weight" in net.state
     place = shapes[family][int(bottleneck)].index(deep)
+    if family == "vgg" and place == 2:  # the deeper maps have as many channels
+        place = net.depth - 1
     if place < 2:
         raise ValueError("smp's PSPNet with encoder_depth below 3: takes 3 to 5")
     args = {"channels": net.width("decoder.conv.0"), "kernel_size": 1, "score_kernel_size": 3, "norm_mean": False,
@@ -188,16 +190,22 @@ def _recognise(state: Mapping[str, Tensor]) -> tuple[tuple[str, Callable[[_Net],
 
 
 def import_smp(state: Mapping[str, Tensor], hints: Hints) -> Imported:
-    """A network of segmentation_models_pytorch; output stride and rates are its defaults, or of config.json beside it.
+    """A network of segmentation_models_pytorch.
+
+    Output stride, rates and the depth of a PSPNet on VGG are its defaults, or of config.json beside it.
 
     Raises:
-        ValueError: another network, or another encoder than ResNet and VGG-16.
+        ValueError: another network or interpolation, or another encoder than ResNet and VGG-16.
     """
+    interpolation = hints.config.get("decoder_interpolation", "nearest")
+    if interpolation != "nearest":
+        raise ValueError(f"smp's decoder_interpolation {interpolation!r}: takes 'nearest', its default")
     (title, make, stride), family = _recognise(state)
     keys, names, left_out = resnet(state, "encoder.") if family == "resnet" else vgg(state, "encoder.")
     stride = hints.config.get("encoder_output_stride", stride) if stride else None
     rates = hints.config.get("decoder_atrous_rates", (12, 24, 36))
-    decoder, features, args, rules = make(_Net(state, _MAPS[family], stride, rates))
+    depth = hints.config.get("encoder_depth", 3)
+    decoder, features, args, rules = make(_Net(state, _MAPS[family], rates, depth))
     own = [key for key in state if not key.startswith(("encoder.", "classification_head."))]
     left_out += [key for key in state if key.startswith("classification_head.")]
     head, unread = rename(own, rules)

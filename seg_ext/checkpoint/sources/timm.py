@@ -25,17 +25,20 @@ def import_timm(state: Mapping[str, Tensor], hints: Hints) -> Imported:
     arch = hints.arch or str(hints.config.get("architecture", ""))
     if not arch:
         raise ValueError("timm's weights do not say their network: give --arch NAME, as in resnet18.a1_in1k")
-    import timm
-
     with torch.device("meta"):
         encoder = TimmEncoder(name=arch.partition(".")[0])
+    import timm  # the encoder says where it is missing
+
+    try:
+        kind = timm.get_pretrained_cfg(arch)
+    except RuntimeError as error:
+        raise ValueError(f"timm has no {arch}: {error}") from error
     model = {_HERE + key: value for key, value in encoder.state_dict().items()}
     weights = fit_timm(state, model)
     if weights is None:
         raise ValueError(f"not the weights of timm's {arch}")
     places = {id(value): key for key, value in state.items()}
     names = {places[id(value)]: key for key, value in weights.items() if id(value) in places}
-    kind = timm.get_pretrained_cfg(arch)
     stages = [name for name, spec in encoder.specs.items() if spec.stride >= 4]
     config = semantic(
         "timm",

@@ -195,9 +195,14 @@ def _with_labelme(source: Source, folder: Path) -> list[Record] | None:
             source.find("missing_image", file, f"nothing of this name in {meta.image_root}")
         elif stem in images and images[stem].name in chosen:
             try:
-                shapes = read_shapes(file, image_size(images[stem]))
+                size = image_size(images[stem])
+            except UserError:  # which a look at the image finds too
+                records.append({"file_name": str(images[stem]), "image_id": stem})
+                continue
+            try:
+                shapes = read_shapes(file, size)
                 check_labels(source.name, {file: shapes}, meta.thing_classes)
-                records.append(labelme_record(file, images[stem], shapes, meta.thing_classes))
+                records.append(labelme_record(file, images[stem], shapes, meta.thing_classes, size=size))
             except UserError as error:
                 text = error.line.removeprefix(f"data set {source.name}: ").removeprefix(f"{file}: ")
                 marks = {"is not in classes": "unknown_category", "says its image": "recorded_size", "JSON": "bad_json"}

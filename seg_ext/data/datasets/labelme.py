@@ -60,12 +60,15 @@ def load_labelme(
         raise UserError(f"data set {name}: no image in {images} for {orphans[0]}{more}")
     chosen = choose(pictures[stem].name for stem in files)
     files = {stem: file for stem, file in files.items() if pictures[stem].name in chosen}
-    shapes = {stem: read_shapes(file, image_size(pictures[stem])) for stem, file in files.items()}
+    sizes = {stem: image_size(pictures[stem]) for stem in files}
+    shapes = {stem: read_shapes(file, sizes[stem]) for stem, file in files.items()}
     check_labels(name, {files[stem]: found for stem, found in shapes.items()}, classes)
-    return [labelme_record(files[stem], pictures[stem], found, classes) for stem, found in shapes.items()]
+    return [labelme_record(files[s], pictures[s], found, classes, size=sizes[s]) for s, found in shapes.items()]
 
 
-def labelme_record(file: Path, image: Path, shapes: Shapes, classes: Sequence[str]) -> dict[str, Any]:
+def labelme_record(
+    file: Path, image: Path, shapes: Shapes, classes: Sequence[str], *, size: tuple[int, int]
+) -> dict[str, Any]:
     """The record of one image.
 
     Args:
@@ -73,11 +76,11 @@ def labelme_record(file: Path, image: Path, shapes: Shapes, classes: Sequence[st
         image: its image.
         shapes: of :func:`read_shapes`, their labels checked.
         classes: names of the labels.
+        size: height and width of the image.
 
     Raises:
         UserError: a shape that has no area by its kind, or points or a mask that do not fit its kind.
     """
-    size = image_size(image)
     return {
         "file_name": str(image),
         "image_id": file.stem,
@@ -171,7 +174,7 @@ def _points(place: str, shape: Mapping[str, Any]) -> Points:
 
 
 def _polygon(place: str, shape: Mapping[str, Any]) -> Points:
-    kind, points = shape.get("shape_type") or "polygon", _points(place, shape)
+    kind, points = str(shape.get("shape_type") or "polygon"), _points(place, shape)
     if kind not in POLYGONS:
         raise UserError(f"{place} is a {kind}, which has no mask here; takes {', '.join(POLYGONS)}, mask")
     least, most, convert = POLYGONS[kind]

@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 
 from seg_ext.data.label_io import image_size, read_label, write_label
-from seg_ext.data.prepare.downloads import NAME, Download, unpack_downloads, wanted
+from seg_ext.data.prepare.downloads import NAME, Download, counted, unpack_downloads, wanted
 from seg_ext.data.prepare.outputs import make
 from seg_ext.data.prepare.report import Report
 from seg_ext.errors import UserError
@@ -49,7 +49,7 @@ def prepare(root: Path, source: Path | None = None) -> Report:
             other ids or sizes.
     """
     place = root / "cityscapes"
-    written, lines = unpack_downloads(place, source, DOWNLOADS), []
+    written, found, lines = unpack_downloads(place, source, DOWNLOADS), 0, []
     for split, official in OFFICIAL.items():
         pairs = _pairs(place, split)
         outputs = {
@@ -57,14 +57,11 @@ def prepare(root: Path, source: Path | None = None) -> Report:
             for image, ids in pairs.items()
         }
         written += make(outputs, f"cityscapes {split}", alone=False)
-        lines.append(f"cityscapes_fine_sem_seg_{split}: {len(pairs)} images{_of(len(pairs), official)}")
-    if not any(_pairs(place, split) for split in OFFICIAL):
+        lines.append(counted(f"cityscapes_fine_sem_seg_{split}", len(pairs), official))
+        found += len(pairs)
+    if not found:
         raise UserError(f"{place} holds no images: {wanted(root, DOWNLOADS)}")
     return Report(place, written > 0, lines)
-
-
-def _of(count: int, official: int) -> str:
-    return "" if count == official else f" of {official}"
 
 
 def _pairs(place: Path, split: str) -> dict[Path, Path]:

@@ -36,7 +36,7 @@ def prepare(root: Path, source: Path | None = None) -> Report:
     splits = [
         Split(
             f"coco_stuff_171_{split}",
-            place / MAPS / f"{split}2017",
+            place / f"{split}2017",  # the maps of all splits come together
             partial(load, "coco_stuff", root, f"{split}2017"),
             count,
         )

@@ -82,16 +82,17 @@ def unpack_downloads(place: Path, source: Path | None, downloads: Sequence[Downl
 
 @dataclass(frozen=True)
 class Split:
-    """A registered split: its name, the folder of its label maps, what loads it, and how many images it should have."""
+    """A registered split: its name, a folder that is empty without it, what loads it, its official number of images."""
 
     name: str
-    labels: Path
+    folder: Path
     load: Callable[[], Records]
     official: int
 
-    def line(self, count: int) -> str:
-        """What a report says of it."""
-        return f"{self.name}: {count} images{'' if count == self.official else f' of {self.official}'}"
+
+def counted(name: str, count: int, official: int) -> str:
+    """What a report says of a split and its images."""
+    return f"{name}: {count} images{'' if count == official else f' of {official}'}"
 
 
 def prepare_downloads(
@@ -116,19 +117,20 @@ def prepare_downloads(
     Raises:
         UserError: see :func:`unpack_downloads` and :func:`verify`; or no split is there, or an image has no label map.
     """
-    note = splits[0].labels.parent
+    note = splits[0].folder.parent
     finished = is_finished(note)
-    written = 0 if finished and source is None else unpack_downloads(place, source, downloads)
-    there = [split for split in splits if count_files(split.labels)]
+    whole = finished and all(count_files(split.folder) for split in splits)
+    written = 0 if whole and source is None else unpack_downloads(place, source, downloads)
+    there = [split for split in splits if count_files(split.folder)]
     if not there:
-        raise UserError(f"{place} holds no label maps: {wanted(place.parent, downloads)}")
+        raise UserError(f"{place} holds nothing of it: {wanted(place.parent, downloads)}")
     records = {split.name: split.load() for split in there}
     if written or not finished:
         for name, found in records.items():
             verify(found, name, num_classes=num_classes, label_map=label_map)
         if os.access(note, os.W_OK):
-            finish(note, [split.labels / "any" for split in there])
-    return Report(place, written > 0, [split.line(len(records.get(split.name, ()))) for split in splits])
+            finish(note, [split.folder / "any" for split in there])
+    return Report(place, written > 0, [counted(s.name, len(records.get(s.name, ())), s.official) for s in splits])
 
 
 def verify(records: Records, title: str, *, num_classes: int, label_map: Mapping[Any, int] | None = None) -> None:

@@ -113,6 +113,21 @@ def test_every_published_name_is_consumed(name: str) -> None:
     assert {key: x.shape for key, x in renamed.items()} == {key: x.shape for key, x in model.items()}
 
 
+@pytest.mark.parametrize(
+    "name", ["COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml", FPNS["coco/panoptic_fpn_R_50_1x.yaml"]]
+)
+def test_an_import_has_the_published_config(kit: SimpleNamespace, name: str) -> None:
+    theirs = import_model_zoo().get_config(name)
+    theirs.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        state = build_model(theirs).state_dict()
+    ours, theirs = kit.place("detectron2", state)[1].MODEL, theirs.MODEL
+    assert (ours.PIXEL_MEAN, ours.PIXEL_STD) == (theirs.PIXEL_MEAN, theirs.PIXEL_STD)
+    for key in ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP", "STRIDE_IN_1X1"):
+        assert ours.RESNETS[key] == theirs.RESNETS[key], key
+    assert ours.ROI_HEADS.NUM_CLASSES == theirs.ROI_HEADS.NUM_CLASSES == 80
+
+
 def published(kit: SimpleNamespace, cfg: CfgNode, folder: Path) -> tuple[nn.Module, str]:
     """The peer with random weights, and the file that detectron2 would publish."""
     cfg.MODEL.DEVICE = "cpu"

@@ -71,11 +71,18 @@ def test_every_tensor_finds_its_place(kit: SimpleNamespace, network: Callable[..
     assert all(key.startswith(deep) for key in imported.left_out)
 
 
+@pytest.mark.parametrize(("options", "feature"), [({}, "conv4"), ({"encoder_depth": 5}, "pool5")])
+def test_the_depth_of_a_vgg_comes_from_the_config_beside_it(kit: SimpleNamespace, options: dict, feature: str) -> None:
+    imported, _ = kit.place("smp", on_meta(smp.PSPNet, "vgg16_bn", **options).state_dict(), config=options)
+    assert imported.config["MODEL"]["SEM_SEG_HEAD"]["IN_FEATURES"] == [feature]
+
+
 @pytest.mark.parametrize(
     ("network", "options", "text"),
     [
         (smp.FPN, {"decoder_merge_policy": "cat"}, "'cat': takes 'add'"),
         (smp.DeepLabV3Plus, {"decoder_aspp_separable": False}, "decoder_aspp_separable False"),
+        (smp.Unet, {"decoder_interpolation": "bilinear"}, "decoder_interpolation 'bilinear': takes 'nearest'"),
         (smp.Unet, {"decoder_attention_type": "scse"}, r"unknown tensor decoder.blocks.0.attention1"),
         (smp.PAN, {}, "no network of smp that is known here: UnetPlusPlus, Linknet"),
     ],
@@ -84,7 +91,7 @@ def test_a_variant_that_is_not_here_is_refused(
     kit: SimpleNamespace, network: Callable[..., nn.Module], options: dict, text: str
 ) -> None:
     with pytest.raises(ValueError, match=text):
-        kit.place("smp", on_meta(network, "resnet18", **options).state_dict())
+        kit.place("smp", on_meta(network, "resnet18", **options).state_dict(), config=options)
 
 
 def test_an_image_file_gets_the_labels_of_the_peers_own_pipeline(kit: SimpleNamespace, tmp_path: Path) -> None:

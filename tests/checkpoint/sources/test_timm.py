@@ -42,6 +42,7 @@ def test_a_name_is_needed_and_has_to_fit(kit: SimpleNamespace) -> None:
         ("", "give --arch NAME"),
         ("resnet18", "not the weights of timm's resnet18"),
         ("resnet188", "did"),
+        ("resnet18.nope", "timm has no resnet18.nope"),
     ):
         with pytest.raises(ValueError, match=text):
             kit.place("timm", state, arch=arch)

@@ -164,10 +164,12 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     for target, output, text in (
         ("torchvision", "x.pth", "not of a network that torchvision has"),
         ("onnx", "x.pth", "--to onnx: takes one of torchvision, safetensors"),
-        ("safetensors", "x.pth", "x.pth: takes a name that ends in .safetensors"),
+        ("safetensors", "new/x.pth", "x.pth: takes a name that ends in .safetensors"),
+        ("safetensors", "ours.safetensors", "ours.safetensors: is the checkpoint itself; give another name"),
     ):
         with pytest.raises(UserError, match=text):
             export_weights(str(ours), target, str(tmp_path / output))
+    assert [file.name for file in tmp_path.iterdir()] == ["ours.safetensors"]
     export_weights(str(ours), "safetensors", str(tmp_path / "new" / "x.safetensors"))
     [there, here] = [read_checkpoint(file) for file in (tmp_path / "new" / "x.safetensors", ours)]
     assert there["sidecar"] == here["sidecar"] and there["model"]["backbone.stem.conv1.weight"].tolist() == [0, 1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 from collections.abc import Callable
@@ -104,6 +105,10 @@ PLANTS: dict[tuple[str, str], tuple[Callable[[Path], Any], Found]] = {  # kind, 
     ),
     ("labelme", "no json"): (lambda root: (root / "labelme/s1.json").write_text("{"), {"bad_json": [("s1.json", "")]}),
     ("labelme", "image gone"): (remove("images/s1.png"), {"missing_image": [("s1.json", "nothing of this name")]}),
+    ("labelme", "image cut"): (
+        lambda root: os.truncate(root / "images/s1.png", 40),
+        {"unreadable_image": [("s1.png", "")]},
+    ),
     ("labelme", "line"): (
         first("labelme", points=[[1, 1], [5, 1], [9, 1]]),
         {"degenerate_polygon": [("s0.png", "no area")], "empty_box": [("s0.png", "corners")]},

@@ -196,6 +196,7 @@ def test_an_unknown_label_is_named_with_file_and_count(tmp_path: Path) -> None:
         ({"points": [[1, 2], [3, 4], [5, float("nan")]]}, "all finite"),
         ({"points": [1, 2, 3]}, "its points are not a list of [x, y]"),
         ({"label": 3}, "shape 0 has no label"),
+        ({"shape_type": ["line"]}, "is a ['line'], which has no mask here"),
         ({"shape_type": "mask"}, "is a mask of 4 points; it takes 2 points, the corners of its PNG"),
         ({"shape_type": "mask", "points": [[0, 0], [4, 3]]}, "its mask is no PNG in base64"),
         ({"shape_type": "mask", "points": [[0, 0], [4, 3]], "mask": "cat"}, "its mask is no PNG in base64"),

@@ -329,6 +329,23 @@ def test_what_was_unpacked_is_checked(change: Files, message: str, tmp_path: Pat
         PREPARE["camvid"](root)
 
 
+def test_a_split_whose_archive_comes_later_is_unpacked_too(tmp_path: Path, root: Path) -> None:
+    files = {name: content for name, content in camvid_files().items() if "/train" in name}
+    PREPARE["camvid"](root, stored(tmp_path / "source", {"a.zip": zip_of(files)}) / "a.zip")
+    assert not PREPARE["camvid"](root).fresh
+    stored(root, ARCHIVES["camvid"])
+    report = PREPARE["camvid"](root)
+    assert report.fresh and [line.split(" of ")[0] for line in report.lines] == [
+        f"camvid_{split}: 1 images" for split in ("train", "val", "test")
+    ]
+
+
+def test_cocos_pixel_maps_serve_the_images_that_are_there(tmp_path: Path, root: Path) -> None:
+    archives = {name: content for name, content in ARCHIVES["coco_stuff"].items() if name != "train2017.zip"}
+    report = PREPARE["coco_stuff"](root, stored(tmp_path / "source", archives))
+    assert report.lines == ["coco_stuff_171_train: 0 images of 118287", "coco_stuff_171_val: 1 images of 5000"]
+
+
 def test_data_in_place_are_checked_without_a_source(tmp_path: Path, root: Path) -> None:
     unpacked(root, ARCHIVES["ade20k"])
     report = PREPARE["ade20k"](root)
