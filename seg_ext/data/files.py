@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ Array = NDArray[Any]
 TIFF = {".tif", ".tiff"}
 LIMIT = "SEG_EXT_MAX_PIXELS"  # environment variable
 _LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 27)  # the size at which Pillow refuses, 179 million pixels
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, tifffile.TiffFileError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, tifffile.TiffFileError)
 _LOSSY = (tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG)
 PLAIN = (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
 

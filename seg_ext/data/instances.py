@@ -119,9 +119,22 @@ def _draw(mask: Array, polygons: Sequence[Array]) -> None:
         mask[first[0] : last[0], first[1] : last[1]] = mask_util.decode(rle)
 
 
+def compressed_rle(shape: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed RLE of a segmentation: polygons, uncompressed or compressed RLE.
+
+    Args:
+        shape: as it stands in COCO's files.
+        size: height and width of the image, which polygons do not state.
+    """
+    if isinstance(shape, list):
+        return mask_util.merge(mask_util.frPyObjects(shape, *size))
+    if isinstance(shape["counts"], list):
+        return mask_util.frPyObjects(shape, *size)
+    return shape
+
+
 def _move_mask(segmentation: Any, transforms: TransformList, source: tuple[int, int]) -> Array:
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, *source)
+    segmentation = compressed_rle(segmentation, source)
     if tuple(segmentation["size"]) != source:
         raise ValueError(f"a mask of (height, width) {tuple(segmentation['size'])} on an image of {source}")
     return transforms.apply_segmentation(mask_util.decode(segmentation).view(bool))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
 from seg_ext.data.border_weight import border_weight
+from seg_ext.data.instances import compressed_rle
 from seg_ext.data.label_io import read_stored_ids
 from seg_ext.data.panoptic_targets import PanopticIds
 from seg_ext.errors import UserError
@@ -138,10 +139,6 @@ def _paint(annotations: Sequence[Record], shape: tuple[int, ...]) -> Array:
     """(H, W) numbers from 1 of the annotations, crowds left out."""
     ids = np.zeros(shape, np.int32)
     for number, annotation in enumerate((a for a in annotations if not a.get("iscrowd", 0)), start=1):
-        segmentation = annotation["segmentation"]
-        if isinstance(segmentation, list):
-            segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *shape))
-        elif isinstance(segmentation["counts"], list):
-            segmentation = mask_util.frPyObjects(segmentation, *shape)
-        ids[mask_util.decode(segmentation).astype(bool)] = number
+        rle = compressed_rle(annotation["segmentation"], (shape[0], shape[1]))
+        ids[mask_util.decode(rle).astype(bool)] = number
     return ids

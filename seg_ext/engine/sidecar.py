@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from seg_ext.checkpoint.sidecar import FORMAT, METADATA, plain
 from seg_ext.config import embeds_instances, has_instances, has_semantics
-
-_PACKAGES = ("detectron2", "sal-detectron2", "torchvision", "timm")
+from seg_ext.evaluation.report import versions
 
 
 def sidecar_of(
@@ -54,7 +50,7 @@ def sidecar_of(
             "short side": cfg.INPUT.MIN_SIZE_TEST or "as it is",
             "long side at most": cfg.INPUT.MAX_SIZE_TEST if cfg.INPUT.MIN_SIZE_TEST else "as it is",
         },
-        "versions": _versions(),
+        "versions": versions(),
         **({"source": ", ".join(source.values())} if source else {}),
     }
 
@@ -63,13 +59,3 @@ def task_of(cfg: CfgNode) -> str:
     """What the model of a config does: "semantic", "instance" or "panoptic"."""
     instances = has_instances(cfg) or embeds_instances(cfg)
     return ("panoptic" if instances else "semantic") if has_semantics(cfg) else "instance"
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for package in ("seg-ext", *_PACKAGES):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

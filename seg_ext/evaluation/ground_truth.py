@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 
+from seg_ext.data.instances import compressed_rle
 from seg_ext.errors import UserError
 
 
@@ -164,20 +165,6 @@ def _annotation(
     _require_mask(annotation, name)
     shape = compressed_rle(annotation["segmentation"], (record["height"], record["width"]))
     return {**common, "segmentation": shape, "area": float(rle.area(shape))}
-
-
-def compressed_rle(shape: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's compressed RLE of a segmentation: polygons, uncompressed or compressed RLE.
-
-    Args:
-        shape: as it stands in COCO's files.
-        size: height and width of the image, which polygons do not state.
-    """
-    if isinstance(shape, list):
-        return rle.merge(rle.frPyObjects(shape, *size))
-    if isinstance(shape["counts"], list):
-        return rle.frPyObjects(shape, *size)
-    return shape
 
 
 def require(given: Mapping[str, Any], keys: Sequence[str], name: str) -> None:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 
+from seg_ext.data.instances import compressed_rle
 from seg_ext.errors import UserError
 from seg_ext.evaluation.coco_engine import AREAS, accumulate, match_detections
-from seg_ext.evaluation.ground_truth import InstanceTruth, compressed_rle
+from seg_ext.evaluation.ground_truth import InstanceTruth
 from seg_ext.metrics.voc_ap import VocImage, box_iou, voc_ap, voc_matches
 
 _KEYPOINT_DETS = 20  # COCO's limit per image and class, whatever that of boxes and masks

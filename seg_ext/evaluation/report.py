@@ -23,7 +23,7 @@ from seg_ext.evaluation.ground_truth import load_json
 from seg_ext.evaluation.output_files import names_below, replacing
 
 ABOUT = "about"  # the key beside the tasks, or the data sets
-_PACKAGES = ("seg-ext", "torch", "torchvision", "numpy", "opencv-python-headless", "hotcoco", "pycocotools")
+_PACKAGES = ("seg-ext", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "hotcoco", "pycocotools")
 _LABEL_FILES = ("sem_seg_file_name", "pan_seg_file_name")
 _JSON_FILES = ("json_file", "panoptic_json")
 Scores = dict[str, dict[str, float]]

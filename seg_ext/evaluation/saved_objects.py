@@ -20,9 +20,10 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as rle
 
 from seg_ext.data.files import naming, opened
+from seg_ext.data.instances import compressed_rle
 from seg_ext.data.label_io import read_panoptic_ids
 from seg_ext.errors import UserError
-from seg_ext.evaluation.ground_truth import compressed_rle, instance_truth, load_json, read_json, require
+from seg_ext.evaluation.ground_truth import instance_truth, load_json, read_json, require
 from seg_ext.metrics.rle import rle_totals
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # a record of the data set, the model's output

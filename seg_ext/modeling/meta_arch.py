@@ -17,6 +17,7 @@ from seg_ext.errors import UserError
 from seg_ext.modeling.batch_norm import configure_batch_norm
 from seg_ext.modeling.panoptic_deeplab import INS_EMBED_HEADS
 from seg_ext.modeling.regions import check_anchors, check_c4, check_region_maps
+from seg_ext.modeling.seg_head import SegHead
 from seg_ext.postprocess import fuse_panoptic, resized_labels
 
 _TOGETHER = "MODEL.PROPOSAL_GENERATOR.NAME and MODEL.ROI_HEADS.NAME go together: set or empty both"
@@ -75,8 +76,10 @@ class PanopticSegmentor(nn.Module):
             batch_norm: arguments of :func:`seg_ext.modeling.batch_norm.configure_batch_norm`.
         """
         super().__init__()
-        if ins_embed_head is not None and (sem_seg_head is None or roi_heads is not None):
-            raise UserError("MODEL.INS_EMBED_HEAD.NAME goes with MODEL.SEM_SEG_HEAD.NAME, and without MODEL.ROI_HEADS")
+        if ins_embed_head is not None and (not isinstance(sem_seg_head, SegHead) or roi_heads is not None):
+            raise UserError(
+                "MODEL.INS_EMBED_HEAD.NAME goes with MODEL.SEM_SEG_HEAD.NAME SegHead, and without MODEL.ROI_HEADS"
+            )
         if sem_seg_head is None and roi_heads is None:
             raise UserError("a model needs MODEL.SEM_SEG_HEAD.NAME or MODEL.ROI_HEADS.NAME; both are empty")
         if (proposal_generator is None) != (roi_heads is None):

@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 from numpy.typing import NDArray
 from pycocotools import mask as mask_util
 
+from seg_ext.data.instances import compressed_rle
 from seg_ext.data.label_io import read_panoptic_ids, read_record_label
 from seg_ext.errors import UserError
 
@@ -84,7 +85,7 @@ def _annotated_objects(record: Mapping[str, Any]) -> Objects:
     crowd = np.array([a.get("iscrowd", 0) for a in annotations], bool)
     masks = np.zeros((len(annotations), record["height"], record["width"]), bool)
     for mask, annotation in zip(masks, annotations, strict=True):
-        rle = _rle(annotation["segmentation"], *mask.shape)
+        rle = compressed_rle(annotation["segmentation"], mask.shape)
         if tuple(rle["size"]) != mask.shape:
             raise UserError(f"{record.get('file_name')}: a mask of {tuple(rle['size'])} on an image of {mask.shape}")
         x, y, width, height = mask_util.toBbox(rle).astype(int)
@@ -97,11 +98,3 @@ def _annotated_objects(record: Mapping[str, Any]) -> Objects:
         np.array(boxes, float).reshape(-1, 4)[~crowd],
         crowd=masks[crowd].any(0) if crowd.any() else None,
     )
-
-
-def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """A compressed RLE of polygons, or of a compressed or uncompressed RLE."""
-    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
-        return segmentation
-    rles = mask_util.frPyObjects(segmentation, height, width)
-    return mask_util.merge(rles) if isinstance(rles, list) else rles

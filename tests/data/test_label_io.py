@@ -400,6 +400,9 @@ def broken_files(folder: Path) -> dict[str, str]:
         (folder / name).write_bytes((folder / name).read_bytes()[:1000])
     tifffile.imwrite(folder / "cut.tif", noise.astype(np.uint16))
     (folder / "cut.tif").write_bytes((folder / "cut.tif").read_bytes()[:3000])
+    tifffile.imwrite(folder / "deflate.tif", noise.astype(np.uint16), compression="zlib")
+    packed = (folder / "deflate.tif").read_bytes()
+    (folder / "deflate.tif").write_bytes(packed[:-2000] + bytes(2000))
     (folder / "empty.png").touch()
     (folder / "empty.tif").touch()
     (folder / "text.png").write_text("not a picture")
@@ -413,6 +416,7 @@ def broken_files(folder: Path) -> dict[str, str]:
     np.save(folder / "none.npy", np.zeros((0, 4), np.uint8))
     return {
         **{f"cut.{s}": "cannot be read" for s in ("png", "bmp", "tif")},
+        "deflate.tif": "cannot be read|not an image",
         "empty.png": "the file is empty",
         "empty.tif": "cannot be read|the file is empty",
         "text.png": "not an image",

@@ -20,6 +20,7 @@ from pycocotools import mask as mask_util
 from seg_ext.data.datasets.catalog import Records
 from seg_ext.data.datasets.coco_panoptic import segment_colors
 from seg_ext.data.derive import derive_image
+from seg_ext.data.instances import compressed_rle
 from seg_ext.data.label_io import read_panoptic_ids
 from seg_ext.errors import UserError
 
@@ -138,11 +139,7 @@ def _mask(record: Record, shape: Any, size: tuple[int, int]) -> np.ndarray:
     if not shape:
         raise UserError(f"{record['file_name']}: an annotation has no segmentation, which label maps are drawn from")
     try:
-        if isinstance(shape, list):
-            shape = mask_util.merge(mask_util.frPyObjects(shape, *size))
-        elif isinstance(shape["counts"], list):
-            shape = mask_util.frPyObjects(shape, *shape["size"])
-        mask = mask_util.decode(shape).view(bool)
+        mask = mask_util.decode(compressed_rle(shape, size)).view(bool)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{record['file_name']}: a segmentation is neither polygons nor an RLE: {error}") from error
     if mask.shape != size:

@@ -94,8 +94,20 @@ def test_a_variant_that_is_not_here_is_refused(
         kit.place("smp", on_meta(network, "resnet18", **options).state_dict(), config=options)
 
 
-def test_an_image_file_gets_the_labels_of_the_peers_own_pipeline(kit: SimpleNamespace, tmp_path: Path) -> None:
-    peer = kit.used(smp.Linknet("resnet18", encoder_weights=None, classes=CLASSES))
+@pytest.mark.parametrize(
+    "network",
+    [
+        smp.Linknet,
+        *(
+            pytest.param(network, marks=pytest.mark.slow)
+            for network in (smp.Unet, smp.UnetPlusPlus, smp.FPN, smp.PSPNet, smp.DeepLabV3, smp.DeepLabV3Plus)
+        ),
+    ],
+)
+def test_an_image_file_gets_the_labels_of_the_peers_own_pipeline(
+    kit: SimpleNamespace, tmp_path: Path, network: Callable[..., nn.Module]
+) -> None:
+    peer = kit.used(network("resnet18", encoder_weights=None, classes=CLASSES))
     torch.save(peer.state_dict(), tmp_path / "theirs.pth")
     rng = np.random.default_rng(0)
     image = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (96, 64))
