@@ -1,7 +1,6 @@
 """Every network learns four small images by heart: one narrow model a decoder and, slow, every shipped one in full."""
 
 import time
-from collections.abc import Iterator
 from math import log
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 
 import seg_ext.modeling  # noqa: F401  registers models
-from seg_ext.config import has_instances, has_semantics, load_config
+from seg_ext.config import embeds_instances, has_instances, has_semantics, load_config
 from seg_ext.decoders import DECODERS
 from seg_ext.metrics import confusion_matrix, semantic_scores
 
@@ -69,7 +68,8 @@ def semantic_configs() -> list[str]:
     """Every shipped yaml with a semantic head alone; those with instances: tests/test_overfit_panoptic.py."""
     names = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob("*/*.yaml"))
     cfgs = {name: load_config(name) for name in names if name not in ELSEWHERE}
-    return [name for name, cfg in cfgs.items() if has_semantics(cfg) and not has_instances(cfg)]
+    alone = {name: not has_instances(cfg) and not embeds_instances(cfg) for name, cfg in cfgs.items()}
+    return [name for name, cfg in cfgs.items() if has_semantics(cfg) and alone[name]]
 
 
 def scene(index: int, ids: Tensor, channels: int, *, disc: bool) -> tuple[Tensor, Tensor]:
@@ -182,15 +182,6 @@ def finest_stride(model: nn.Module) -> int:
 
 def test_every_decoder_has_a_row() -> None:
     assert set(REDUCED) == set(DECODERS) and set(FIRST_LOSS) <= {*DECODERS, *semantic_configs()}
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Maps this small are not worth the threads' meetings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -1,6 +1,5 @@
 """Every decoder beside Mask R-CNN learns four small images by heart: labels, masks and segments, on one narrow VGG."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -137,15 +136,6 @@ def fit(model: nn.Module, inputs: list[dict[str, Any]], *, lr: float, steps: int
             if scores[0] > 0.95 and scores[1] > 0.9:
                 break
     return scores
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Maps this small are not worth the threads' meetings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")
