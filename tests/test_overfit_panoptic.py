@@ -24,6 +24,7 @@ CLASSES, THINGS = 4, {2: 0, 3: 1}  # two of stuff, then two of things: semantic 
 POOLS = ["pool2", "pool3", "pool4", "pool5"]
 ARGS: dict[str, dict[str, Any]] = {  # narrow ones, and those that the places of pixels need
     "fcn": {"replicate_border": True},
+    "unetpp": {"dropout": 0.0},
     "unet3p": {"channels": 8},
     "refinenet": {"channels": 16, "deepest_channels": 32},
     "gcn": {"kernel_size": 5},
@@ -33,12 +34,12 @@ ARGS: dict[str, dict[str, Any]] = {  # narrow ones, and those that the places of
     "deeplabv3": {"channels": 32},
 }
 FAST = ("fcn_sum",)  # in the default run
-COARSE = ("deeplabv1", "deeplabv2", "deeplabv3", "fcn_head", "pspnet", "dilated_context")  # read the deepest map alone
+COARSE = ("deeplabv1", "deeplabv2", "deeplabv3", "fcn_head", "pspnet", "dilated_context")  # of one map
 UNPOOLS = {"segnet": 5, "segnet_basic": 4}  # poolings whose places these read
 
 
 def config(decoder: str) -> CfgNode:
-    """An eighth of VGG's width with GroupNorm under a pyramid; decoders of one map read that of stride 4."""
+    """An eighth of VGG's width with GroupNorm under a pyramid; decoders of one map read the pyramid's of stride 4."""
     cfg = load_config("Base-COCO.yaml", ["MODEL.DEVICE", "cpu"])
     model = cfg.MODEL
     indices = [f"pool{i}_indices" for i in range(1, UNPOOLS.get(decoder, 0) + 1)]
@@ -49,7 +50,7 @@ def config(decoder: str) -> CfgNode:
     model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NORM = pools, 32, "GN"
     head = model.SEM_SEG_HEAD
     head.NUM_CLASSES, head.THING_IDS, head.LOSS_WEIGHT = CLASSES, list(THINGS), 1.0
-    head.IN_FEATURES = ["image", *indices, pools[-1]] if indices else ["pool2"] if decoder in COARSE else pools
+    head.IN_FEATURES = ["image", *indices, pools[-1]] if indices else ["p2"] if decoder in COARSE else pools
     if decoder == "deeplabv3plus":
         head.IN_FEATURES = ["pool2", "pool4"]
     head.DECODER.NAME = decoder
