@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,21 +72,27 @@ class PerImageFile:
         self._lines.close()
 
 
+@contextmanager
+def reading_lines(path: Path, what: str) -> Iterator[list[Any]]:
+    """The values of a file of one JSON value a line; what goes wrong with them is a UserError that names the file."""
+    try:
+        yield [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run `seg-ext eval --per-image` again") from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path}: not {what} of images ({error}); run `seg-ext eval --per-image` again") from error
+
+
 def read_counts(path: Path) -> ImageCounts:
     """What a file of :class:`PerImageFile` holds.
 
     Raises:
         UserError: the file is missing, cut off, or another one.
     """
-    try:
-        head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with reading_lines(path, "counts") as (head, *rows):
         task, classes, things = head["task"], list(head["classes"]), head["things"]
         columns = next((len(row["counts"][0]) for row in rows if row["counts"]), 1)
         counts = np.zeros((len(rows), len(classes), columns))
         for image, row in zip(counts, rows, strict=True):
             image[row["classes"]] = np.reshape(row["counts"], (-1, columns))
         return ImageCounts(task, classes, things, [row["image"] for row in rows], counts)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run `seg-ext eval --per-image` again") from error
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: not counts of images ({error}); run `seg-ext eval --per-image` again") from error

@@ -18,7 +18,7 @@ from seg_ext.errors import UserError
 from seg_ext.evaluation.bootstrap import means_of_known, paired_intervals
 from seg_ext.evaluation.ground_truth import InstanceTruth
 from seg_ext.evaluation.output_files import names_below, replacing
-from seg_ext.evaluation.per_image import FILE
+from seg_ext.evaluation.per_image import FILE, reading_lines
 from seg_ext.metrics.average_precision import ClassMatches, weighted_ap
 
 MATCHED_TASKS = ("bbox", "segm", "keypoints", "boundary")
@@ -83,16 +83,11 @@ def read_matches(path: Path) -> ImageMatches:
     Raises:
         UserError: the file is missing, cut off, or another one.
     """
-    try:
-        head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with reading_lines(path, "matches") as (head, *rows):
         if head["thresholds"] != _THRESHOLDS:
             raise ValueError(f"thresholds {head['thresholds']}")
         classes = list(head["classes"])
         return ImageMatches(head["task"], classes, [row["image"] for row in rows], _by_class(rows, len(classes)))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run `seg-ext eval --per-image` again") from error
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: not matches of images ({error}); run `seg-ext eval --per-image` again") from error
 
 
 def match_intervals(
