@@ -76,10 +76,8 @@ class PanopticSegmentor(nn.Module):
             batch_norm: arguments of :func:`seg_ext.modeling.batch_norm.configure_batch_norm`.
         """
         super().__init__()
-        if ins_embed_head is not None and (not isinstance(sem_seg_head, SegHead) or roi_heads is not None):
-            raise UserError(
-                "MODEL.INS_EMBED_HEAD.NAME goes with MODEL.SEM_SEG_HEAD.NAME SegHead, and without MODEL.ROI_HEADS"
-            )
+        if ins_embed_head is not None and (sem_seg_head is None or roi_heads is not None):
+            raise UserError("MODEL.INS_EMBED_HEAD.NAME goes with MODEL.SEM_SEG_HEAD.NAME, and without MODEL.ROI_HEADS")
         if sem_seg_head is None and roi_heads is None:
             raise UserError("a model needs MODEL.SEM_SEG_HEAD.NAME or MODEL.ROI_HEADS.NAME; both are empty")
         if (proposal_generator is None) != (roi_heads is None):
@@ -110,11 +108,14 @@ class PanopticSegmentor(nn.Module):
         embed = model.INS_EMBED_HEAD.NAME
         if embed and embed not in INS_EMBED_HEADS:
             raise UserError(f"MODEL.INS_EMBED_HEAD.NAME {embed!r}: takes {', '.join(INS_EMBED_HEADS)} or ''")
+        sem_seg_head = build_sem_seg_head(cfg, shape) if model.SEM_SEG_HEAD.NAME else None
+        if embed and not isinstance(sem_seg_head, SegHead | None):  # detectron2's take no weights of pixels
+            raise UserError(f"MODEL.INS_EMBED_HEAD.NAME goes with SegHead, not {model.SEM_SEG_HEAD.NAME}")
         roi_shape = {name: spec for name, spec in shape.items() if getattr(spec, "offset", 0) == 0}
         combine = model.PANOPTIC_FPN.COMBINE
         return {
             "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, shape) if model.SEM_SEG_HEAD.NAME else None,
+            "sem_seg_head": sem_seg_head,
             "proposal_generator": build_proposal_generator(cfg, roi_shape) if model.PROPOSAL_GENERATOR.NAME else None,
             "roi_heads": build_roi_heads(cfg, roi_shape) if model.ROI_HEADS.NAME else None,
             "ins_embed_head": INS_EMBED_HEADS[embed](cfg, shape) if embed else None,

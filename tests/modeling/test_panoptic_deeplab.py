@@ -143,7 +143,7 @@ def test_what_does_not_go_together_is_refused() -> None:
 
     assert "needs {NAME: panoptic_ids} in INPUT.TARGETS" in refusal(TARGETS=["panoptic_ids"])
     assert "goes with MODEL.SEM_SEG_HEAD.NAME" in refusal(SEM_SEG_HEAD__NAME="")
-    assert "goes with MODEL.SEM_SEG_HEAD.NAME SegHead" in refusal(SEM_SEG_HEAD__NAME="SemSegFPNHead")
+    assert "goes with SegHead, not SemSegFPNHead" in refusal(SEM_SEG_HEAD__NAME="SemSegFPNHead")
     assert "NMS_KERNEL 4: takes an odd number" in refusal(INS_EMBED_HEAD__NMS_KERNEL=4)
     assert "INS_EMBED_HEAD.IN_FEATURES ['res4']: res4 not given" in refusal(INS_EMBED_HEAD__IN_FEATURES=["res4"])
     assert "NAME 'Head': takes InstanceEmbeddingHead" in refusal(INS_EMBED_HEAD__NAME="Head")
