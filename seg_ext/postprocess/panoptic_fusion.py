@@ -93,10 +93,10 @@ def _place_instances(
     place = _true_places(masks)
     starts = torch.arange(count + 1, device=place.device) * size
     areas = torch.diff(torch.searchsorted(place, starts))
-    level = torch.repeat_interleave(rank, areas)  # the rank of the mask that each place is of
+    level = torch.repeat_interleave(rank.to(torch.int32), areas)  # the rank of the mask that each place is of
     pixel = place - torch.repeat_interleave(starts[:-1], areas)
     areas = torch.empty_like(areas).scatter_(0, rank, areas)
-    shared = torch.nonzero(torch.bincount(pixel, minlength=size).gather(0, pixel) > 1).flatten()
+    shared = torch.nonzero((torch.bincount(pixel, minlength=size) > 1).index_select(0, pixel)).flatten()
     at, of = pixel.index_select(0, shared), level.index_select(0, shared)
     candidate = kept = eligible & (areas > 0)
     while True:
@@ -113,7 +113,7 @@ def _place_instances(
 def _first_kept(pixel: Tensor, level: Tensor, kept: Tensor, size: int) -> Tensor:
     """(size,) lowest kept level at each pixel, from (m,) pairs of pixel and level; len(kept) where there is none."""
     count = len(kept)
-    levels = torch.where(kept, torch.arange(count, device=kept.device), count)
+    levels = torch.where(kept, torch.arange(count, dtype=level.dtype, device=kept.device), count)
     return level.new_full((size,), count).scatter_reduce_(0, pixel, levels.index_select(0, level), "amin")
 
 
