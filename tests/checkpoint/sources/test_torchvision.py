@@ -64,6 +64,16 @@ def test_scores_and_labels_of_an_image_are_the_peers(kit: SimpleNamespace, kind:
         assert_pipelines_agree(kit, ours, peer)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEMANTIC)
+@torch.no_grad()
+def test_whole_networks_score_as_the_peers(kit: SimpleNamespace, name: str) -> None:
+    peer = kit.used(SEMANTIC[name]())
+    ours = kit.build("torchvision", peer.state_dict())
+    for image in kit.images((64, 64), (65, 97)):
+        kit.assert_equal(ours.scores(image), peer(kit.normalized(image))["out"][0])
+
+
 def assert_pipelines_agree(kit: SimpleNamespace, ours: Any, peer: nn.Module) -> None:
     """Of an image of bytes: labels after each library's own resizing and normalisation."""
     assert ours.cfg.INPUT.MIN_SIZE_TEST == 520  # of torchvision's own pipeline
