@@ -126,17 +126,21 @@ def test_generators_and_modes_are_left_as_they_were(model: Dropping) -> None:
     assert not any(x.training for x in model.modules())
 
 
-def test_threads_that_share_it_get_what_one_gets(model: Dropping) -> None:
-    class Slow(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model
+class Around(nn.Module):
+    """Of another model."""
 
+    def __init__(self, inner: Dropping) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+def test_threads_that_share_it_get_what_one_gets(model: Dropping) -> None:
+    class Slow(Around):
         def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             time.sleep(0.005)
             return self.inner(batched_inputs)
 
-    predict = McDropout(Slow().eval(), 3)
+    predict = McDropout(Slow(model).eval(), 3)
     alone = [predict([image(i)])[0]["sem_seg"] for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda i: predict([image(i)])[0]["sem_seg"], range(4)))
@@ -165,17 +169,13 @@ def test_memory_does_not_grow_with_the_samples(model: Dropping, monkeypatch: pyt
 
 
 def test_other_outputs_are_those_without_dropout(model: Dropping) -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model
-
+    class Both(Around):
         def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             assert all(inputs["fuse"] is False for inputs in batched_inputs)
             dropped = self.inner.drop.training
             return [output | {"instances": dropped} for output in self.inner(batched_inputs)]
 
-    (found,) = McDropout(Both().eval(), 2)([image()])
+    (found,) = McDropout(Both(model).eval(), 2)([image()])
     assert found["instances"] is False and found["uncertainty"]["variance"].max() > 0
 
 
