@@ -38,7 +38,7 @@ from pycocotools.coco import COCO  # noqa: E402
 from pycocotools.cocoeval import COCOeval  # noqa: E402
 
 from seg_ext.evaluation import InstanceEvaluator, PanopticEvaluator  # noqa: E402
-from seg_ext.evaluation.saved_objects import read_panoptic_results  # noqa: E402
+from seg_ext.evaluation.saved import evaluate_saved  # noqa: E402
 from seg_ext.metrics import PanopticStat, panoptic_quality, pq_scores  # noqa: E402
 
 NAME, CLASSES, SIZE = "benchmark_objects", 80, (480, 640)
@@ -248,10 +248,7 @@ def panoptic(folder: Path, images: int, objects: int, rounds: int) -> None:
         return evaluator.evaluate()["panoptic_seg"]
 
     def from_files() -> dict[str, float]:
-        evaluator.reset()
-        for record, output in read_panoptic_results(folder / "found.json", f"{NAME}_panoptic"):
-            evaluator.process([record], [output])
-        return evaluator.evaluate()["panoptic_seg"]
+        return evaluate_saved(folder / "found.json", f"{NAME}_panoptic", folder)["panoptic_seg"]
 
     def from_maps() -> dict[str, float]:
         stat = PanopticStat.zeros(len(index))

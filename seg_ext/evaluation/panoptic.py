@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -17,15 +18,10 @@ from detectron2.utils import comm
 from seg_ext.data.label_io import read_panoptic_ids
 from seg_ext.errors import UserError
 from seg_ext.evaluation.ground_truth import RecordLookup, read_json, require
+from seg_ext.evaluation.panoptic_files import SegmentFile, count_files
 from seg_ext.metrics import PanopticStat, panoptic_quality, pq_scores
 
 _log = logging.getLogger(__name__)
-
-
-class _Truth(NamedTuple):
-    file_name: str
-    classes: dict[int, int]  # segment id -> class
-    crowd: frozenset[int]
 
 
 class PanopticEvaluator(DatasetEvaluator):
@@ -91,7 +87,7 @@ class PanopticEvaluator(DatasetEvaluator):
             if image_id not in self._truth:
                 raise UserError(f"{image.get('file_name')}: image_id {image_id} is not in the panoptic_json")
             truth = self._truth[image_id]
-            path = self._root / truth.file_name
+            path = truth.path
             if "panoptic_seg" not in output:
                 raise UserError(f"{path}: the model gives {sorted(output)}, takes panoptic_seg")
             target = read_panoptic_ids(path)
@@ -111,6 +107,30 @@ class PanopticEvaluator(DatasetEvaluator):
             self._images += 1
             if self.on_image:
                 self.on_image(image, np.stack([stat.iou_sum, stat.tp, stat.fp, stat.fn], axis=1))
+
+    def process_files(self, found: Mapping[str, tuple[Path, Sequence[Mapping[str, Any]]]]) -> list[str]:
+        """Add images from PNGs of their predictions through hotcoco: the same counts, several times as fast.
+
+        Args:
+            found: PNG and segments, with the data set's own category ids, by image id.
+
+        Returns:
+            The images that were not added, which :meth:`process` counts or names the fault of: those with two crowd
+            regions of a class, or all, where a file and its list do not agree.
+        """
+        left = [i for i in found if _repeats(self._truth[i])]
+        there = [i for i in found if i not in left]
+        files = [
+            SegmentFile(path, {segment["id"]: self._class_of[segment["category_id"]] for segment in segments})
+            for path, segments in (found[i] for i in there)
+        ]
+        try:
+            stat = count_files([self._truth[i] for i in there], files, len(self.class_names))
+        except (ValueError, OSError):
+            return [*found]
+        self._stat += stat
+        self._images += len(there)
+        return left
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """``{"panoptic_seg": {PQ, SQ, RQ, PQ_th, ..., RQ_st, PQ-<name>, SQ-<name>, RQ-<name>}}``.
@@ -152,7 +172,7 @@ class PanopticEvaluator(DatasetEvaluator):
         table = self._class_of if isthing is None else self._thing_class if isthing else self._stuff_class
         return table.get(segment["category_id"], -1)
 
-    def _read_truth(self, path: str) -> dict[str, _Truth]:
+    def _read_truth(self, path: str) -> dict[str, SegmentFile]:
         annotations = read_json(path, ("annotations",))["annotations"]
         truth = {}
         for annotation in annotations:
@@ -164,9 +184,14 @@ class PanopticEvaluator(DatasetEvaluator):
             unknown = {segment["category_id"] for segment in segments} - self._class_of.keys()
             if unknown:
                 raise UserError(f"{path}: category {min(unknown)} is in neither *_dataset_id_to_contiguous_id")
-            truth[str(annotation["image_id"])] = _Truth(
-                annotation["file_name"],
+            truth[str(annotation["image_id"])] = SegmentFile(
+                self._root / annotation["file_name"],
                 {segment["id"]: self._class_of[segment["category_id"]] for segment in segments},
                 frozenset(segment["id"] for segment in segments if segment.get("iscrowd")),
             )
         return truth
+
+
+def _repeats(file: SegmentFile) -> bool:
+    """Whether a class has several crowd regions."""
+    return max(Counter(file.classes[segment] for segment in file.crowd).values(), default=0) > 1

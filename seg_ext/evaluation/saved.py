@@ -6,6 +6,7 @@ import mmap
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from seg_ext.evaluation.instance import TASKS, InstanceEvaluator
 from seg_ext.evaluation.output_files import names_below
 from seg_ext.evaluation.panoptic import PanopticEvaluator
 from seg_ext.evaluation.report import Scores
-from seg_ext.evaluation.saved_objects import Pair, read_coco_results, read_panoptic_results
+from seg_ext.evaluation.saved_objects import Pair, read_coco_results
+from seg_ext.evaluation.saved_panoptic import count_panoptic_results, read_panoptic_results
 from seg_ext.evaluation.semantic import NEED_SCORES, SemanticEvaluator
 
 _SUFFIXES = {".png", ".tif", ".tiff", ".npy", ".bmp", ".gif"}  # of label maps
@@ -116,6 +118,10 @@ def evaluate_saved(
         UserError: whatever is wrong with the predictions; nothing is written then.
     """
     kind = kind or kind_of(path)
+    if kind == "panoptic" and not (gallery or per_image) and find_spec("hotcoco"):
+        evaluator = PanopticEvaluator(name, **_options(kind, metrics))
+        count_panoptic_results(path, name, evaluator)
+        return evaluator.evaluate()
     pairs = READERS[kind](path, name, **options)
     first = next(pairs, None)
     if first is None:
@@ -158,9 +164,7 @@ def kind_of(path: str | Path) -> str:
 
 def _evaluator(kind: str, name: str, output: Mapping[str, Any], metrics: Sequence[str] | None) -> DatasetEvaluator:
     """The evaluator of a kind, for those tasks that a first output serves."""
-    options: dict[str, Any] = {"distributed": False} if metrics is None else {"distributed": False, "metrics": metrics}
-    if kind == "panoptic" and metrics is not None:
-        raise UserError(f"--metrics {','.join(metrics)}: panoptic predictions have panoptic quality alone")
+    options = _options(kind, metrics)
     if kind == "panoptic":
         return PanopticEvaluator(name, **options)
     if kind == "labels":
@@ -170,6 +174,13 @@ def _evaluator(kind: str, name: str, output: Mapping[str, Any], metrics: Sequenc
         return SemanticEvaluator(name, **options)
     tasks = [task for task, field in TASKS.items() if output["instances"].has(field)]
     return InstanceEvaluator(name, tasks=tasks, **options)
+
+
+def _options(kind: str, metrics: Sequence[str] | None) -> dict[str, Any]:
+    """Of the evaluator of a kind."""
+    if kind == "panoptic" and metrics is not None:
+        raise UserError(f"--metrics {','.join(metrics)}: panoptic predictions have panoptic quality alone")
+    return {"distributed": False} if metrics is None else {"distributed": False, "metrics": metrics}
 
 
 def _partners(folder: Path, images: list[str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Predictions that any tool saved, as models give them: COCO's result files, and panoptic PNGs with their JSON.
+"""Instances that any tool saved in COCO's result format, as models give them.
 
 A file is checked as a whole before the first image comes, so that a fault late in it costs nothing.
 """
@@ -6,12 +6,10 @@ A file is checked as a whole before the first image comes, so that a fault late 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +17,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as rle
 
-from seg_ext.data.files import naming, opened
 from seg_ext.data.instances import compressed_rle
-from seg_ext.data.label_io import read_panoptic_ids
 from seg_ext.errors import UserError
-from seg_ext.evaluation.ground_truth import instance_truth, load_json, read_json, require
+from seg_ext.evaluation.ground_truth import instance_truth, load_json, require
 from seg_ext.metrics.rle import rle_totals
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # a record of the data set, the model's output
 _PARTS = ("bbox", "segmentation", "keypoints")
-_T = TypeVar("_T")
 
 
 def read_coco_results(path: str | Path, name: str) -> Iterator[Pair]:
@@ -65,46 +60,12 @@ def read_coco_results(path: str | Path, name: str) -> Iterator[Pair]:
         _check_runs(path, results)
     lengths = {len(result["keypoints"]) for result in results if "keypoints" in present}
     if len(lengths) > 1:
-        raise UserError(f"{path}: results of {_some(sorted(n // 3 for n in lengths))} keypoints; takes one number")
+        raise UserError(f"{path}: results of {first_few(sorted(n // 3 for n in lengths))} keypoints; takes one number")
     points = max(lengths, default=0) // 3
     return (
         (dict(record), {"instances": _instances(found[i], record, classes, "segmentation" in present, points)})
         for i, record in records.items()
     )
-
-
-def read_panoptic_results(path: str | Path, name: str) -> Iterator[Pair]:
-    """The panoptic map of each image that the data set's ``panoptic_json`` lists.
-
-    Args:
-        path: JSON in COCO's panoptic format. Its PNGs lie in the folder of the same name without ``.json``, or, where
-            there is none, beside it.
-        name: of the data set.
-
-    Returns:
-        Pairs of a record and ``{"panoptic_seg": (ids (H, W), segments)}`` for an evaluator's ``process``.
-
-    Raises:
-        UserError: at once, naming the file and the entry: no such JSON, a field that is missing, an image that is
-            unknown, repeated or missing, an unknown category, a PNG that is missing or of another size; on the way, a
-            PNG with other segments than the JSON.
-    """
-    path, meta = Path(path), MetadataCatalog.get(name)
-    if not meta.get("panoptic_json"):
-        raise UserError(f"data set '{name}' has no panoptic_json in its metadata, which panoptic predictions need")
-    things = meta.get("thing_dataset_id_to_contiguous_id") or {}
-    stuff = meta.get("stuff_dataset_id_to_contiguous_id") or {}
-    folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
-    truth = read_json(meta.panoptic_json, ("annotations",))["annotations"]
-    found = _panoptic_annotations(path, [str(a["image_id"]) for a in truth], things.keys() | stuff.keys())
-    for expected in truth:
-        file = folder / found[str(expected["image_id"])]["file_name"]
-        theirs, ours = _png_size(file), _png_size(Path(meta.panoptic_root) / expected["file_name"])
-        if theirs != ours:
-            raise UserError(f"{file}: {_size(theirs)}; takes the image's {_size(ours)} (height x width)")
-    records = {str(record["image_id"]): record for record in DatasetCatalog.get(name)}
-    outputs = _ahead(partial(_panoptic_output, annotation, folder, things, stuff) for annotation in found.values())
-    return ((dict(records.get(i) or {"image_id": i}), output) for i, output in zip(found, outputs, strict=True))
 
 
 def _results(path: str | Path) -> list[Any]:
@@ -139,17 +100,17 @@ def _problem(result: Any, records: Mapping[Any, Any], classes: Mapping[int, int]
     if not isinstance(result["image_id"], int | str) or result["image_id"] not in records:
         return f"the data set has no such image; takes its image ids, such as {next(iter(records), None)!r}"
     if not isinstance(result["category_id"], int) or result["category_id"] not in classes:
-        return f"unknown category_id {result['category_id']!r}; takes one of {_some(sorted(classes))}"
-    if not _finite([result["score"]]):
+        return f"unknown category_id {result['category_id']!r}; takes one of {first_few(sorted(classes))}"
+    if not all_finite([result["score"]]):
         return f"score {result['score']!r}; takes a finite number"
     given = {part for part in _PARTS if part in result}
     if not given or given != present:
-        first = _some(sorted(present))
-        return f"has {_some(sorted(given))}, the first result {first}; takes the same in all, and one at least"
-    if "bbox" in given and not (_finite(result["bbox"], 4) and min(result["bbox"][2:]) >= 0):
+        first = first_few(sorted(present))
+        return f"has {first_few(sorted(given))}, the first result {first}; takes the same in all, and one at least"
+    if "bbox" in given and not (all_finite(result["bbox"], 4) and min(result["bbox"][2:]) >= 0):
         return f"bbox {result['bbox']!r}; takes [x, y, width, height]"
     if "keypoints" in given and not (
-        _finite(result["keypoints"]) and len(result["keypoints"]) % 3 == 0 < len(result["keypoints"])
+        all_finite(result["keypoints"]) and len(result["keypoints"]) % 3 == 0 < len(result["keypoints"])
     ):
         return "keypoints that are no finite numbers; takes [x, y, score, x, y, score, ...]"
     record = records[result["image_id"]]
@@ -159,17 +120,17 @@ def _problem(result: Any, records: Mapping[Any, Any], classes: Mapping[int, int]
 def _mask_problem(shape: Any, size: tuple[int, int]) -> str:
     """Likewise, of a segmentation for an image of height and width."""
     if isinstance(shape, list):
-        fits = shape and all(_finite(part) and len(part) >= 6 and len(part) % 2 == 0 for part in shape)
+        fits = shape and all(all_finite(part) and len(part) >= 6 and len(part) % 2 == 0 for part in shape)
         return "" if fits else "a segmentation that is no list of polygons [[x, y, x, y, x, y, ...], ...]"
     if not isinstance(shape, dict) or not isinstance(shape.get("size"), list) or "counts" not in shape:
         return "segmentation without size or counts; takes an RLE or polygons"
     if shape["size"] != list(size) or not all(isinstance(side, int) for side in shape["size"]):
-        return f"mask of {_size(shape['size'])}; takes the image's {_size(size)} (height x width)"
+        return f"mask of {sides_text(shape['size'])}; takes the image's {sides_text(size)} (height x width)"
     counts = shape["counts"]
     if isinstance(counts, str):
         return "" if counts.isascii() else "counts that are no compressed run lengths"
     fits = isinstance(counts, list) and all(isinstance(run, int) and run >= 0 for run in counts)
-    return "" if fits and sum(counts) == math.prod(size) else f"counts that do not fill {_size(size)} pixels"
+    return "" if fits and sum(counts) == math.prod(size) else f"counts that do not fill {sides_text(size)} pixels"
 
 
 def _check_runs(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -181,7 +142,7 @@ def _check_runs(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
         if total != math.prod(shape["size"]):
             raise UserError(
                 f"{path}: result {index} (image {results[index]['image_id']}): counts that do not fill"
-                f" {_size(shape['size'])} pixels"
+                f" {sides_text(shape['size'])} pixels"
             )
 
 
@@ -215,99 +176,18 @@ def _instances(
     return found
 
 
-def _panoptic_annotations(path: Path, expected: Sequence[str], categories: set[int]) -> dict[str, Mapping[str, Any]]:
-    """The annotation of each image, by image id, checked against the images and categories of the ground truth."""
-    annotations = read_json(path, ("annotations",))["annotations"]
-    if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
-        raise UserError(f"{path}: 'annotations' is no list of objects; takes COCO's panoptic format")
-    known = set(expected)
-    found: dict[str, Mapping[str, Any]] = {}
-    for index, annotation in enumerate(annotations):
-        require(annotation, ("image_id", "file_name", "segments_info"), f"{path}: annotation {index}")
-        image_id = str(annotation["image_id"])
-        entry = f"{path}: annotation {index} (image {image_id})"
-        if image_id not in known:
-            raise UserError(f"{entry}: the ground truth has no such image; takes its image ids, such as {expected[0]}")
-        if image_id in found:
-            raise UserError(f"{entry}: the image has an annotation before it; takes one an image")
-        _check_segments(annotation["segments_info"], categories, entry)
-        found[image_id] = annotation
-    missing = [image_id for image_id in expected if image_id not in found]
-    if missing:
-        raise UserError(
-            f"{path}: no annotation of image {missing[0]}, {len(missing)} missing; takes one for each of {len(known)}"
-        )
-    return found
-
-
-def _check_segments(segments: Any, known: set[int], entry: str) -> None:
-    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
-        raise UserError(f"{entry}: segments_info is no list of objects")
-    seen = set()
-    for index, segment in enumerate(segments):
-        require(segment, ("id", "category_id"), f"{entry}: segment {index}")
-        if not isinstance(segment["category_id"], int) or segment["category_id"] not in known:
-            raise UserError(
-                f"{entry}: segment {segment['id']} has the unknown category_id {segment['category_id']!r}; takes one of"
-                f" {_some(sorted(known))}"
-            )
-        if not isinstance(segment["id"], int) or segment["id"] in seen or segment["id"] < 1:
-            raise UserError(f"{entry}: segment id {segment['id']!r}; takes numbers from 1 on, each once")
-        if not _finite([segment.get("score", 0)]):
-            raise UserError(f"{entry}: segment {segment['id']} has score {segment['score']!r}; takes a finite number")
-        seen.add(segment["id"])
-
-
-def _png_size(path: Path) -> tuple[int, int]:
-    """Height and width, from the header alone."""
-    with naming(path), opened(path) as image:
-        return image.height, image.width
-
-
-def _panoptic_output(
-    annotation: Mapping[str, Any], folder: Path, things: Mapping[int, int], stuff: Mapping[int, int]
-) -> dict[str, Any]:
-    """detectron2's output of one image, with contiguous category ids."""
-    file = folder / annotation["file_name"]
-    ids = read_panoptic_ids(file)
-    listed = {segment["id"] for segment in annotation["segments_info"]}
-    flat = ids.ravel()
-    ends = np.flatnonzero(flat[1:] != flat[:-1])  # of runs of one id, but the last one
-    extra = sorted(set(np.unique(flat[np.append(ends, flat.size - 1)]).tolist()) - listed - {0})
-    if extra:
-        raise UserError(
-            f"{file}: segment id {extra[0]} is not in segments_info; takes those of the JSON, and 0 for void"
-        )
-    segments = []
-    for segment in annotation["segments_info"]:
-        isthing = segment["category_id"] in things
-        contiguous = (things if isthing else stuff)[segment["category_id"]]
-        segments.append({**segment, "category_id": contiguous, "isthing": isthing})
-    return {"panoptic_seg": (torch.from_numpy(ids), segments)}
-
-
-def _ahead(calls: Iterable[Callable[[], _T]]) -> Iterator[_T]:
-    """Results in order, the next two of which another thread works on meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[_T]] = deque()
-        for call in calls:
-            waiting.append(pool.submit(call))
-            if len(waiting) > 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _finite(values: Any, count: int | None = None) -> bool:
+def all_finite(values: Any, count: int | None = None) -> bool:
     """Whether these are finite numbers, ``count`` of them."""
     if not isinstance(values, list) or len(values) != (len(values) if count is None else count):
         return False
     return all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
 
 
-def _some(values: Sequence[Any]) -> str:
+def first_few(values: Sequence[Any]) -> str:
+    """Five of them at most, for a message."""
     return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "") if values else "nothing"
 
 
-def _size(sides: Any) -> str:
+def sides_text(sides: Any) -> str:
+    """Height x width, for a message."""
     return "x".join(map(str, sides))

@@ -18,7 +18,8 @@ from seg_ext.errors import UserError
 from seg_ext.evaluation import InstanceEvaluator, PanopticEvaluator
 from seg_ext.evaluation.prediction_writer import PredictionWriter
 from seg_ext.evaluation.saved import kind_of
-from seg_ext.evaluation.saved_objects import read_coco_results, read_panoptic_results
+from seg_ext.evaluation.saved_objects import read_coco_results
+from seg_ext.evaluation.saved_panoptic import read_panoptic_results
 
 NAME, SIZE, POINTS = "toy_saved", (24, 32), 17
 CATEGORIES = {7: "cat", 3: "dog", 90: "sky"}
