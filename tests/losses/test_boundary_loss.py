@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from seg_ext.losses import boundary
+from seg_ext.losses.boundary import _dilate
 
 IGNORE = 255
 
@@ -40,6 +42,19 @@ def test_is_one_minus_f1_of_pooled_boundaries(k: int, width: int, tolerance: int
     assert len(each) == (2 if k == 1 else 5)
     value = boundary(logits, target, ignore=IGNORE, width=width, tolerance=tolerance)
     assert value.item() == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 15])
+def test_maxima_and_their_gradient_are_those_of_max_pooling(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(2, 3, 11, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    x.requires_grad_()
+    results = []
+    for pooled in (_dilate(x, size), F.max_pool2d(F.pad(x, [size // 2] * 4, value=-torch.inf), size, 1)):
+        results.append((pooled, *torch.autograd.grad((pooled * weight).sum(), x)))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+    assert torch.equal(_dilate(x > 1, size), results[1][0] > 1)
 
 
 def square(at: int, side: int = 32) -> torch.Tensor:
