@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -41,13 +42,14 @@ def count_files(truth: Sequence[SegmentFile], found: Sequence[SegmentFile], num_
     from hotcoco.panoptic import PanopticEval
 
     with TemporaryDirectory() as folder:
-        void = [SegmentFile(_void(Path(folder), file.path), {}) for file in truth]
+        expected, void = [_listed(file) for file in truth], [_listed(_void(folder, file.path)) for file in truth]
         content = {  # the truth once more as predictions, on nothing: of these alone are lists and files compared
             "images": [{"id": i} for i in range(2 * len(truth))],
             "categories": [{"id": k, "name": str(k), "isthing": 0} for k in range(num_classes)],
-            "annotations": _annotations([*truth, *void]),
+            "annotations": _numbered([*expected, *void]),
         }
-        engine = PanopticEval(content, {"annotations": _annotations([*found, *truth])}, gt_folder="/", pred_folder="/")
+        guessed = _numbered([*map(_listed, found), *expected])
+        engine = PanopticEval(content, {"annotations": guessed}, gt_folder="/", pred_folder="/")
         engine.evaluate()
     rows = engine.results()["per_class"]
     tp, fp, fn, iou_sum = (np.array([rows[k][key] for k in range(num_classes)]) for key in ("tp", "fp", "fn", "iou"))
@@ -69,25 +71,20 @@ def png_size(path: Path) -> tuple[int, int]:
             return image.height, image.width
 
 
-def _annotations(files: Sequence[SegmentFile]) -> list[dict[str, Any]]:
+def _listed(file: SegmentFile) -> dict[str, Any]:
     """COCO's panoptic format without areas, which hotcoco then counts itself."""
-    return [
-        {
-            "image_id": i,
-            "file_name": str(file.path.absolute()),
-            "segments_info": [
-                {"id": segment, "category_id": kind, "iscrowd": int(segment in file.crowd)}
-                for segment, kind in file.classes.items()
-            ],
-        }
-        for i, file in enumerate(files)
-    ]
+    segments = [{"id": i, "category_id": k, "iscrowd": int(i in file.crowd)} for i, k in file.classes.items()]
+    return {"file_name": os.path.abspath(file.path), "segments_info": segments}
 
 
-def _void(folder: Path, like: Path) -> Path:
+def _numbered(annotations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"image_id": i, **annotation} for i, annotation in enumerate(annotations)]
+
+
+def _void(folder: str, like: Path) -> SegmentFile:
     """A PNG of the size of another, without a segment."""
     height, width = png_size(like)
-    path = folder / f"{height}x{width}.png"
+    path = Path(folder, f"{height}x{width}.png")
     if not path.exists():
-        Image.new("RGB", (width, height)).save(path)
-    return path
+        Image.new("RGB", (width, height)).save(path, compress_level=1)
+    return SegmentFile(path, {})
