@@ -1,4 +1,4 @@
-"""A training tried out: everything is built, two iterations and an evaluation of one image a set; nothing is kept."""
+"""A training tried out: all is built, two iterations and an image a set; nothing is kept but what explains an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from time import perf_counter
 from typing import Any
 
@@ -33,7 +34,8 @@ from seg_ext.errors import UserError
 def dry_run(cfg: CfgNode, *, resume: bool = False) -> None:
     """Print what an iteration and an image cost, the memory they took, and how long the whole is expected to take.
 
-    The first iteration warms up, the second is timed. OUTPUT_DIR is neither made nor written to.
+    The first iteration warms up, the second is timed. OUTPUT_DIR is neither made nor written to; a batch whose losses
+    are not finite stays in a folder that the error names.
 
     Args:
         cfg: not frozen; prepared as for a training.
@@ -45,7 +47,8 @@ def dry_run(cfg: CfgNode, *, resume: bool = False) -> None:
     run_folder = cfg.OUTPUT_DIR
     _check_writable(Path(run_folder))
     with ExitStack() as stack:
-        cfg.OUTPUT_DIR, cfg.TEST.GALLERY = stack.enter_context(TemporaryDirectory(prefix="seg-ext-")), 0
+        cfg.OUTPUT_DIR, cfg.TEST.GALLERY = mkdtemp(prefix="seg-ext-"), 0
+        stack.callback(_discard, Path(cfg.OUTPUT_DIR))
         stack.callback(start_logging)  # lets go of that folder's log
         start_run(cfg)
         trainer = Trainer(cfg)
@@ -63,6 +66,12 @@ def dry_run(cfg: CfgNode, *, resume: bool = False) -> None:
     if comm.is_main_process():
         values = {name: value for name, (value, _) in latest.items()}
         _report(cfg, trainer, values, seconds=seconds, images=images, image_seconds=image_seconds)
+
+
+def _discard(folder: Path) -> None:
+    """Remove the run's folder, unless it holds the batch that an error speaks of."""
+    if not any(folder.glob("nonfinite_*")):
+        rmtree(folder, ignore_errors=True)
 
 
 def _evaluate(cfg: CfgNode, trainer: Trainer) -> tuple[int, float]:

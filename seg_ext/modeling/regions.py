@@ -64,7 +64,10 @@ def check_anchors(sizes: Sequence[Any], ratios: Sequence[Any], names: Sequence[s
     """
     counts = [1] * len(names)
     for key, lists in (("SIZES", sizes), ("ASPECT_RATIOS", ratios)):
-        each = list(lists) if len(lists) > 0 and isinstance(lists[0], Sequence) else [lists]
+        nested = {isinstance(entry, Sequence) for entry in lists}
+        if len(nested) > 1:
+            raise UserError(f"MODEL.ANCHOR_GENERATOR.{key} {lists} mixes lists and numbers: takes one of the two")
+        each = list(lists) if nested == {True} else [lists]
         if len(lists) == 0 or len(each) not in (1, len(names)):
             raise UserError(
                 f"MODEL.ANCHOR_GENERATOR.{key} has {len(lists)} lists for {len(names)} of MODEL.RPN.IN_FEATURES"

@@ -109,9 +109,8 @@ def group_pixels(
         (semantic), ``area``, and of things ``score``, the heat of the centre.
     """
     classes = int(labels.max()) + 1
-    is_thing = torch.isin(
-        torch.arange(classes, device=labels.device), torch.tensor(list(thing_ids), device=labels.device)
-    )
+    ids = torch.tensor(list(thing_ids), dtype=torch.int64, device=labels.device)
+    is_thing = torch.isin(torch.arange(classes, device=labels.device), ids)
     things = torch.nonzero(is_thing[labels].flatten()).flatten()
     centres = find_centres(heat, threshold=threshold, kernel=kernel, most=most)
     segments = torch.zeros(labels.numel(), dtype=torch.int32, device=labels.device)

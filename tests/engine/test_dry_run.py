@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -37,6 +38,13 @@ def test_what_would_end_the_training_later_ends_it_now(tiny: list[str], capsys: 
     file = tiny[2]
     assert run(tiny, "OUTPUT_DIR", f"{file}/run") == 2
     assert f"cannot be written: {file} is no folder" in capsys.readouterr().err
+
+
+def test_a_batch_whose_losses_are_not_finite_stays(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tiny, "MODEL.PIXEL_STD", "[1e-38, 1e-38, 1e-38]") == 1
+    file = Path(re.search(r"--replay (\S+nonfinite_\d+\.pth)", capsys.readouterr().err)[1])
+    assert main(["train", "--replay", str(file)]) == 0
+    rmtree(file.parent)
 
 
 def test_begins_with_the_last_checkpoint_and_leaves_it(

@@ -149,6 +149,7 @@ def test_a_narrow_model_on_each_backbone_gives_every_parameter_a_gradient(backbo
         ("R-50-FPN", {"ROI_HEADS__IN_FEATURES": ["image"]}, "image holds the image, no features"),
         ("R-50-FPN", {"ANCHOR_GENERATOR__SIZES": [[8], [16]]}, "SIZES has 2 lists for 5 of MODEL.RPN.IN_FEATURES"),
         ("R-50-FPN", {"ANCHOR_GENERATOR__SIZES": [[8, 9]] + [[8]] * 4}, r" \[6, 3, 3, 3, 3\] anchors a cell: takes"),
+        ("R-50-FPN", {"ANCHOR_GENERATOR__SIZES": [[8], 16, [32], [64], [128]]}, "SIZES .* mixes lists and numbers"),
         ("R-50-FPN", {"ANCHOR_GENERATOR__SIZES": [[]]}, r" \[0, 0, 0, 0, 0\] anchors a cell"),
         ("R-50-FPN", {"RESNETS__OUTPUT_STRIDE": 16}, "strides {'p2': 4, 'p3': 8, 'p4': 16, 'p5': 16}; takes one map"),
         ("R-50-FPN", {"SEM_SEG_HEAD__THING_IDS": [54]}, "THING_IDS has 54: takes semantic classes, 0 to 53"),

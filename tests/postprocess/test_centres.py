@@ -98,3 +98,9 @@ def test_without_a_centre_things_are_void() -> None:
     labels = torch.tensor([[0, 0, 1, 1]])
     got, info = group_pixels(labels, torch.zeros(1, 4), torch.zeros(2, 1, 4), thing_ids=(1,), stuff_area=1)
     assert got.tolist() == [[1, 1, 0, 0]] and [s["category_id"] for s in info] == [0]
+
+
+def test_without_things_all_is_stuff() -> None:
+    labels = torch.tensor([[0, 0, 1, 1]])
+    got, info = group_pixels(labels, torch.ones(1, 4), torch.zeros(2, 1, 4), thing_ids=(), stuff_area=1)
+    assert got.tolist() == [[1, 1, 2, 2]] and not any(s["isthing"] for s in info)

@@ -73,7 +73,8 @@ def prepare(root: Path, source: Path | None = None) -> Report:
     if source is None and not has_objects:
         found = place / "SegmentationObject"
         raise UserError(f"{found} not found: {wanted(root, DOWNLOADS)}; for trainaug, {WANTED_SBD}")
-    for split in ("train", "val") if written else ():
+    unchecked = written or has_objects and not (place / "instances_val.json").exists()  # what is made after the check
+    for split in ("train", "val") if unchecked else ():
         verify(load(f"voc {split}", place, split), f"voc {split}", num_classes=len(CLASSES))
     if source is not None:
         written += _augment(place, source)

@@ -408,6 +408,17 @@ def test_vocs_panoptic_maps_have_objects_as_things_on_the_background_and_leave_v
     assert not voc.prepare(voc_root).fresh
 
 
+def test_voc_is_checked_until_its_instances_are_made(voc_root: Path) -> None:
+    label = voc_root / "VOC2012/SegmentationClass/v1.png"
+    good = label.read_bytes()
+    write_label(label, np.full_like(read_label(label), 60), palette(256))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"v1\.png: label ids 60"):
+            voc.prepare(voc_root)
+    label.write_bytes(good)
+    assert voc.prepare(voc_root).fresh
+
+
 def test_voc_says_what_is_wrong(tmp_path: Path, voc_root: Path, sbd: Path) -> None:
     with pytest.raises(
         UserError, match=r"train\.txt or val\.txt not found: download VOCtrainval_11-May-2012\.tar from"
