@@ -1,11 +1,13 @@
 # `make demo` and `make test` are all a fresh machine needs: Python >= 3.10, git and a package index; no compiler.
 #   PYTHON       the interpreter that makes the environment (python3)
 #   VENV         the environment (.venv); one that exists is used as it is, and only gets what it lacks
+#   JOBS         processes that test, of one thread each (2)
 #   TORCH_INDEX  another index for torch and torchvision, such as one with CPU wheels
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+JOBS ?= 2
 EXTRAS := dev,timm,export
 
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -16,6 +18,7 @@ MARK := $(VENV)/.seg_ext-made
 OURS := $(if $(wildcard $(BIN)/python),$(wildcard $(MARK)),yes)
 PINS := $(if $(OURS),--constraint constraints.txt)
 BUILD := $(if $(OURS),--no-build-isolation)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 EDITABLE := PYTHONWARNINGS='ignore:Editable installation' $(PIP) install $(PINS) $(BUILD) --editable
 
 .PHONY: help install demo test test-slow latest lint typecheck wheel bench clean
@@ -33,7 +36,7 @@ demo: $(STAMP) ## train and evaluate on real data: a few minutes on a CPU
 	@echo "The gallery: output/demo/gallery/index.html"
 
 test: $(STAMP) ## all tests but the slow ones
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(STAMP) ## the tests at full size
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=0
@@ -41,7 +44,7 @@ test-slow: $(STAMP) ## the tests at full size
 latest: ## test with the newest packages in .venv-latest and list what differs from constraints.txt
 	rm -rf .venv-latest
 	$(MAKE) VENV=.venv-latest PINS= install
-	@status=0; .venv-latest/bin/python -m pytest || status=$$?; \
+	@status=0; $(PYTEST:$(BIN)%=.venv-latest/bin%) || status=$$?; \
 	.venv-latest/bin/python -c "$$DIFFERENCES"; exit $$status
 
 lint: $(STAMP) ## ruff: rules and format

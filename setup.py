@@ -66,6 +66,7 @@ setup(
             "hypothesis",
             "mypy",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "segmentation-models-pytorch",
             "setuptools",
