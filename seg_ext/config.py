@@ -33,6 +33,8 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     resnets.MULTI_GRID = [1, 1, 1]  # factors on the dilation of the units of res5 and of its copies
     resnets.CASCADE = 0  # copies of res5 after it, up to 3: res6, res7, res8
     resnets.FIRST_DILATION = "own"  # rate of a dilated stage's first unit: its "own", or the "previous" stage's
+    resnets.DILATIONS = []  # of res2, res3, ..., one a stage, in place of those that make up for OUTPUT_STRIDE
+    resnets.BASIC_DILATION = "both"  # convolutions that dilate in units of; "first": mmsegmentation's
     resnets.DEEP_STEM = False  # three 3x3 convolutions in place of the 7x7
 
     vgg = cfg.MODEL.VGG = CfgNode()

@@ -30,6 +30,7 @@ _ARRAYS_AND_CONTAINERS = {
     ("numpy._core.multiarray", "scalar"),
     ("_codecs", "encode"),
 }
+_UNREAD = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr")  # the log in mmengine's checkpoints
 _STATES = ("model", "state_dict", "model_state", "model_state_dict")  # where a state dict may lie
 _TRAINING = {"optimizer", "optimizer_state_dict", "param_groups", "scheduler", "lr_scheduler"}
 _ZIP = b"PK\x03\x04"
@@ -217,12 +218,22 @@ def _array_globals() -> list[Any]:
         for home in ("core", "_core")
     ]
     kinds = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdU"}
-    return [np.ndarray, np.dtype, codecs.encode, *renamed, *kinds]
+    return [np.ndarray, np.dtype, codecs.encode, *renamed, *kinds, *((_Unread, name) for name in _UNREAD)]
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+class _Unread:
+    """Stands where a file refers to one of _UNREAD; keeps nothing of it and runs nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        """Take what the file would build it from."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what the file would fill it with."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from", dest="source", required=True, metavar="LIBRARY", help="torchvision, smp, timm, mmseg or detectron2"
     )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="for config.yaml and the weights")
-    parser.add_argument("--arch", default="", metavar="NAME", help="of timm's network, as in resnet18.a1_in1k")
+    parser.add_argument("--arch", default="", metavar="NAME", help="resnet18.a1_in1k (timm), pspnet_r50-d32 (mmseg)")
     parser.add_argument("--classes", default="", metavar="A,B", help="their names, in the order of the ids")
     parser.add_argument("--format", default="safetensors", metavar="F", help="safetensors (default) or pth")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides, in pairs")

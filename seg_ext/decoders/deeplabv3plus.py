@@ -30,6 +30,7 @@ class DeepLabV3Plus(nn.Module):
         channels: int = 256,
         low_level_channels: int = 48,
         separable: bool = False,
+        aspp_separable: bool | None = None,
         bare_depthwise: bool = False,
         image_pooling: bool = True,
         image_norm: bool = True,
@@ -50,7 +51,9 @@ class DeepLabV3Plus(nn.Module):
             channels: width of the ASPP and of the 3x3 convolutions.
             low_level_channels: width to which the low level is reduced.
             separable: every 3x3 convolution becomes depthwise and pointwise.
-            bare_depthwise: with `separable`, no norm and activation between the two (segmentation_models_pytorch).
+            aspp_separable: those of the ASPP do; None means as `separable` (segmentation_models_pytorch has the choice,
+                decoder_aspp_separable).
+            bare_depthwise: where they do, no norm and activation between the two (segmentation_models_pytorch).
             image_pooling: the ASPP's image-level branch.
             image_norm, pool, project_kernel_size: see :class:`seg_ext.layers.ASPP`.
             aspp_conv: one more 3x3 convolution between the ASPP and the resizing (segmentation_models_pytorch).
@@ -71,13 +74,14 @@ class DeepLabV3Plus(nn.Module):
         low, deep = in_features.values()
         self.out_stride = low.stride
         self.align_corners = align_corners
-        conv = partial(SeparableConv, bare_depthwise=bare_depthwise) if separable else ConvNormAct
+        thin = partial(SeparableConv, bare_depthwise=bare_depthwise)
+        conv = thin if separable else ConvNormAct
         self.aspp = ASPP(
             deep.channels,
             channels,
             rates=rates,
             norm=norm,
-            conv=conv,
+            conv=thin if (separable if aspp_separable is None else aspp_separable) else ConvNormAct,
             image_pooling=image_pooling,
             image_norm=image_norm,
             pool=pool,

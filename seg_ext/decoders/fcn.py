@@ -161,12 +161,13 @@ class _DeepHead(nn.Module):
         channels: int,
         convs: int,
         join: bool,
+        dilation: int,
         norm: Norm | None,
         dropout: float,
     ) -> None:
         super().__init__()
         widths = [in_channels, *[channels] * convs]
-        self.convs = nn.Sequential(*(ConvNormAct(a, b, norm=norm) for a, b in pairwise(widths)))
+        self.convs = nn.Sequential(*(ConvNormAct(a, b, dilation=dilation, norm=norm) for a, b in pairwise(widths)))
         self.join = ConvNormAct(in_channels + channels, channels, norm=norm) if join else None
         self.dropout = nn.Dropout(dropout)
         self.score = score_layer(channels, num_classes)
@@ -193,6 +194,7 @@ class FCNHead(nn.Module):
         channels: int | None = None,
         convs: int = 1,
         join_input: bool = False,
+        dilation: int = 1,
     ) -> None:
         """Build one head, or two with `aux`.
 
@@ -205,6 +207,7 @@ class FCNHead(nn.Module):
             channels: width of the head; None for a quarter of its input's.
             convs: 3x3 convolutions in it; 2 in mmsegmentation.
             join_input: the input joins behind them, and a further 3x3 convolution follows (mmsegmentation).
+            dilation: of the 3x3 convolutions of both heads, but for that further one; 6 in mmsegmentation's fcn-d6.
 
         Raises:
             ValueError: an argument outside what is said here.
@@ -216,6 +219,7 @@ class FCNHead(nn.Module):
         self.aux_name = auxiliary_feature("FCNHead", in_features, aux)
         self.out_stride = deep.stride
         check_sizes("FCNHead", "convs and channels", (convs, 1 if channels is None else channels))
+        check_sizes("FCNHead", "dilation", (dilation,))
         self.heads = nn.ModuleDict()
         for name in filter(None, (self.name, self.aux_name)):
             width = in_features[name].channels
@@ -227,11 +231,14 @@ class FCNHead(nn.Module):
                     channels=channels or quarter,
                     convs=convs,
                     join=join_input,
+                    dilation=dilation,
                     norm=norm,
                     dropout=dropout,
                 )
             else:
-                self.heads[name] = conv_head(width, num_classes, channels=quarter, norm=norm, dropout=dropout)
+                self.heads[name] = conv_head(
+                    width, num_classes, channels=quarter, norm=norm, dropout=dropout, dilation=dilation
+                )
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: (N, C, h, w)} -> "logits" (N, K, h, w) and, in training, "aux_<name>", each at its feature's size."""

@@ -42,7 +42,7 @@ def import_weights(
         source: a name of :data:`seg_ext.checkpoint.sources.SOURCES`.
         checkpoint: as MODEL.WEIGHTS takes it.
         folder: made if it is not there.
-        arch: name of the network in its library, where the weights do not say it.
+        arch: name of the network or its config in its library, where the weights do not say it.
         classes: their names, in the order of the ids; else the file's own or those of the published network.
         opts: ``KEY VALUE`` overrides.
         form: one of FORMATS.
@@ -62,7 +62,9 @@ def import_weights(
     if target.exists() and target.samefile(file):
         raise UserError(f"--output {folder}: its {target.name} is the file that is read; give another folder")
     data = read_checkpoint(file)
-    hints = Hints(arch=arch, config=_beside(file))
+    meta = data.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    hints = Hints(arch=arch, config=_beside(file), meta=meta, file=file.name)
     imported = _recognise(source, checkpoint, data["model"], hints)
     cfg = parse_config(yaml.safe_dump(imported.config), f"the config of {imported.title}", opts, base=imported.base)
     report = _place(imported, cfg, checkpoint)

@@ -145,9 +145,11 @@ def score_layer(in_channels: int, num_classes: int, *, kernel_size: int = 1, std
 
 
 def conv_head(
-    in_channels: int, num_classes: int, *, channels: int, norm: Norm | None, dropout: float = 0.1
+    in_channels: int, num_classes: int, *, channels: int, norm: Norm | None, dropout: float = 0.1, dilation: int = 1
 ) -> nn.Sequential:
     """3x3 convolution to `channels`, norm, ReLU, dropout, 1x1 to class scores (torchvision's FCN head, PSPNet)."""
     return nn.Sequential(
-        ConvNormAct(in_channels, channels, norm=norm), nn.Dropout(dropout), score_layer(channels, num_classes)
+        ConvNormAct(in_channels, channels, dilation=dilation, norm=norm),
+        nn.Dropout(dropout),
+        score_layer(channels, num_classes),
     )

@@ -15,13 +15,14 @@ from seg_ext.modeling.resnet import MAX_CASCADE, OUTPUT_STRIDES, UNITS, ResNet, 
 
 @BACKBONE_REGISTRY.register()
 def build_seg_ext_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
-    """ResNet from MODEL.RESNETS: detectron2's keys, OUTPUT_STRIDE, MULTI_GRID, FIRST_DILATION, CASCADE, DEEP_STEM."""
+    """ResNet from MODEL.RESNETS: detectron2's keys, and those of seg_ext for strides, dilations, cascade and stem."""
     keys = cfg.MODEL.RESNETS
     norm = norm_layer(keys.NORM, "MODEL.RESNETS.NORM")
     for key, value, accepted in (
         ("DEPTH", keys.DEPTH, tuple(UNITS)),
         ("OUTPUT_STRIDE", keys.OUTPUT_STRIDE, OUTPUT_STRIDES),
         ("FIRST_DILATION", keys.FIRST_DILATION, ("own", "previous")),
+        ("BASIC_DILATION", keys.BASIC_DILATION, ("both", "first")),
         ("CASCADE", keys.CASCADE, tuple(range(MAX_CASCADE + 1))),
         ("RES2_OUT_CHANNELS", keys.RES2_OUT_CHANNELS, (64,) if keys.DEPTH < 50 else (256,)),
     ):
@@ -29,6 +30,11 @@ def build_seg_ext_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
             raise UserError(f"MODEL.RESNETS.{key} {value!r}: takes {' or '.join(map(repr, accepted))} here")
     if not keys.MULTI_GRID or not all(isinstance(rate, int) and rate > 0 for rate in keys.MULTI_GRID):
         raise UserError(f"MODEL.RESNETS.MULTI_GRID {keys.MULTI_GRID}: takes one or more whole numbers >= 1")
+    count = 4 + keys.CASCADE
+    if keys.DILATIONS and not (
+        len(keys.DILATIONS) == count and all(isinstance(rate, int) and rate > 0 for rate in keys.DILATIONS)
+    ):
+        raise UserError(f"MODEL.RESNETS.DILATIONS {keys.DILATIONS}: takes none, or {count} whole numbers >= 1 here")
     stem = Stem(input_shape.channels, keys.STEM_OUT_CHANNELS, norm=norm, deep=keys.DEEP_STEM)
     stages = build_stages(
         keys.DEPTH,
@@ -38,6 +44,8 @@ def build_seg_ext_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
         output_stride=keys.OUTPUT_STRIDE,
         multi_grid=keys.MULTI_GRID,
         first_dilation=keys.FIRST_DILATION,
+        dilations=keys.DILATIONS,
+        basic_dilation=keys.BASIC_DILATION,
         cascade=keys.CASCADE,
         stride_in_1x1=keys.STRIDE_IN_1X1,
         groups=keys.NUM_GROUPS,

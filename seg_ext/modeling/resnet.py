@@ -120,6 +120,8 @@ def build_stages(
     output_stride: int = 32,
     multi_grid: Sequence[int] = (1, 1, 1),
     first_dilation: str = "own",
+    dilations: Sequence[int] = (),
+    basic_dilation: str = "both",
     cascade: int = 0,
     stride_in_1x1: bool = False,
     groups: int = 1,
@@ -140,6 +142,8 @@ def build_stages(
         multi_grid: factors on the dilations of the units of res5 and of its copies, as many as they have units
             (cycled for deeper stages).
         first_dilation: "own", or "previous": a dilated stage's first unit keeps the rate before it (torchvision).
+        dilations: of res2, res3, ..., one a stage, in place of those above.
+        basic_dilation: of units of two 3x3 convolutions: of "both", or of the "first" alone (mmsegmentation).
         cascade: copies of res5 to append, from 0 to MAX_CASCADE (arXiv 1706.05587, section 3.2).
         stride_in_1x1: the stride of a bottleneck sits in its first 1x1 (MSRA's weights) rather than its 3x3.
         groups, width_per_group: ResNeXt's cardinality and width.
@@ -147,7 +151,7 @@ def build_stages(
     units = (*UNITS[depth], *[UNITS[depth][-1]] * cascade)
     natural = [4 * 2**index for index in range(len(units))]
     strides = [4, *(min(stride, output_stride) for stride in natural)]  # of the stem, res2, res3, ...
-    rates = [1, *(stride // min(stride, output_stride) for stride in natural)]
+    rates = [1, *(dilations or [stride // min(stride, output_stride) for stride in natural])]
     stages = []
     for index, count in enumerate(units):
         factor = 2 ** min(index, 3)
@@ -167,14 +171,15 @@ def build_stages(
                 block = BasicBlock(in_channels, res2_channels * factor, **common)
             in_channels = block.out_channels
             rate = rates[index if unit == 0 and first_dilation == "previous" else index + 1]
-            _dilate(block, rate * (multi_grid[unit % len(multi_grid)] if index >= 3 else 1))
+            rate *= multi_grid[unit % len(multi_grid)] if index >= 3 else 1
+            _dilate(block, rate, first_alone=basic_dilation == "first")
             blocks.append(block)
         stages.append(blocks)
     return stages
 
 
-def _dilate(block: CNNBlockBase, rate: int) -> None:
-    """Give every 3x3 convolution of a unit this dilation, and the padding that keeps the size."""
-    for conv in block.children():
-        if conv.kernel_size == (3, 3):
-            conv.dilation = conv.padding = (rate, rate)
+def _dilate(block: CNNBlockBase, rate: int, *, first_alone: bool) -> None:
+    """Give every 3x3 convolution of a unit, or the first, this dilation, and the padding that keeps the size."""
+    convs = [conv for conv in block.children() if conv.kernel_size == (3, 3)]
+    for conv in convs[:1] if first_alone else convs:
+        conv.dilation = conv.padding = (rate, rate)

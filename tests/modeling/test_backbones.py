@@ -85,6 +85,16 @@ def test_dilation_rates_follow_the_papers() -> None:
     assert rates(build(OUTPUT_STRIDE=16, MULTI_GRID=[1, 2, 4]), "res5") == [2, 4, 8]
     assert rates(build(OUTPUT_STRIDE=8, FIRST_DILATION="previous"), "res4") == [1] + [2] * 5
     assert rates(build(OUTPUT_STRIDE=8, FIRST_DILATION="previous"), "res5") == [2, 4, 4]
+    assert rates(build(OUTPUT_STRIDE=32, DILATIONS=[1, 1, 2, 4], FIRST_DILATION="previous"), "res5") == [2, 4, 4]
+    assert rates(build(OUTPUT_STRIDE=16, DILATIONS=[1, 1, 1, 1], MULTI_GRID=[1, 2, 4]), "res5") == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("which", "dilations"), [("both", [4, 4]), ("first", [4, 1])])
+def test_units_of_two_convolutions_dilate_both_or_the_first(which: str, dilations: list[int]) -> None:
+    keys = {"DEPTH": 18, "OUTPUT_STRIDE": 8, "BASIC_DILATION": which}
+    with torch.device("meta"):
+        unit = build_backbone(config("build_seg_ext_resnet_backbone", **keys)).res5[1]
+    assert [unit.conv1.dilation[0], unit.conv2.dilation[0]] == dilations
 
 
 CASCADE = ["res5", "res6", "res7", "res8"]
@@ -151,6 +161,9 @@ def test_freezing_stops_gradients_of_the_first_stages() -> None:
         ({"CASCADE": 4}, "MODEL.RESNETS.CASCADE 4: takes 0 or 1 or 2 or 3 here"),
         ({"MULTI_GRID": []}, "MODEL.RESNETS.MULTI_GRID .*: takes one or more whole numbers >= 1"),
         ({"MULTI_GRID": [1, 0]}, "MODEL.RESNETS.MULTI_GRID .*: takes one or more whole numbers >= 1"),
+        ({"DILATIONS": [1, 2]}, r"MODEL.RESNETS.DILATIONS \[1, 2\]: takes none, or 4 whole numbers >= 1 here"),
+        ({"DILATIONS": [1, 1, 1, 0]}, "MODEL.RESNETS.DILATIONS .*: takes none, or 4 whole numbers >= 1 here"),
+        ({"BASIC_DILATION": "all"}, "MODEL.RESNETS.BASIC_DILATION 'all': takes 'both' or 'first' here"),
     ],
 )
 def test_bad_keys_are_refused_by_name(keys: dict, text: str) -> None:

@@ -22,12 +22,16 @@ class Hints:
     """What a state dict cannot say.
 
     Attributes:
-        arch: name of the network in its library, or "".
+        arch: name of the network or its config in its library, or "".
         config: what the library wrote beside the weights, such as config.json.
+        meta: what the checkpoint says of itself, as mmsegmentation's do.
+        file: its name, which may say its network too.
     """
 
     arch: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    file: str = ""
 
 
 @dataclass

@@ -87,15 +87,15 @@ def _linknet(net: _Net) -> Made:
 
 def _fpn(net: _Net) -> Made:
     names = list(net.maps[1:])
-    if net.width("segmentation_head.0", 1) != net.width("decoder.seg_blocks.0.block.0.block.0"):
-        raise ValueError("smp's FPN with decoder_merge_policy 'cat': takes 'add'")
+    channels = net.width("decoder.seg_blocks.0.block.0.block.0")
+    merge = "sum" if net.width("segmentation_head.0", 1) == channels else "cat"
     rules: list[Any] = [(r"decoder\.p5\.(.+)", rf"{_D}.laterals.{names[-1]}.\1")]
     rules += [(rf"decoder\.p{i + 2}\.skip_conv\.(.+)", rf"{_D}.laterals.{names[i]}.\1") for i in range(3)]
     for i, name in enumerate(reversed(names)):
         rules += conv_norm(rf"decoder\.seg_blocks\.{i}\.block\.(\d)\.block", rf"{_D}.branches.{name}.\1")
     rules.append((r"segmentation_head\.0\.(.+)", rf"{_D}.score.\1"))
-    args = {"pyramid": net.width("decoder.p5"), "channels": net.width("segmentation_head.0", 1),
-            "align_corners": True, "dropout": 0.2}  # fmt: skip
+    args = {"pyramid": net.width("decoder.p5"), "channels": channels, "merge": merge, "align_corners": True,
+            "dropout": 0.2}  # fmt: skip
     return "semantic_fpn", names, args, rules
 
 
@@ -120,6 +120,8 @@ def _pspnet(net: _Net) -> Made:
 
 
 def _deeplabv3(net: _Net) -> Made:
+    if "decoder.aspp.convs.1.0.0.weight" in net.state:
+        raise ValueError("smp's DeepLabV3 with decoder_aspp_separable True: takes False, its default")
     rules = [
         *_aspp(r"decoder\.aspp", separable=False),
         (r"decoder\.conv\.(.+)", rf"{_D}.refine.conv.\1"),
@@ -139,11 +141,9 @@ def _deeplabv3plus(net: _Net) -> Made:
         *_separable(r"decoder\.block2", f"{_D}.refine.0"),
         (r"segmentation_head\.0\.(.+)", rf"{_D}.score.\1"),
     ]
-    if not separable:
-        raise ValueError("smp's DeepLabV3Plus with decoder_aspp_separable False: takes True, its default")
     args = {"rates": list(net.rates), "channels": net.width("segmentation_head.0", 1), "separable": True,
-            "bare_depthwise": True, "aspp_conv": True, "refine_convs": 1, "align_corners": True,
-            "low_level_channels": net.width("decoder.block1.0"), "dropout": 0.5}  # fmt: skip
+            "aspp_separable": separable, "bare_depthwise": True, "aspp_conv": True, "refine_convs": 1,
+            "align_corners": True, "low_level_channels": net.width("decoder.block1.0"), "dropout": 0.5}  # fmt: skip
     return "deeplabv3plus", [net.maps[1], net.maps[-1]], args, rules
 
 
@@ -231,4 +231,7 @@ def import_smp(state: Mapping[str, Tensor], hints: Hints) -> Imported:
         weight = weights[f"{_D}.head.0.conv.weight"]
         means = weight.shape[1] // 2
         weights[f"{_D}.head.0.conv.weight"] = torch.cat((weight[:, means:], weight[:, :means]), dim=1)
+    if args.get("merge") == "cat":  # theirs begins with the deepest branch, ours with the shallowest
+        weight = weights[f"{_D}.score.weight"]
+        weights[f"{_D}.score.weight"] = torch.cat(weight.chunk(len(features), dim=1)[::-1], dim=1)
     return Imported(f"smp's {title} on a {family}", config, names, weights, left_out=[*left_out, *unread])

@@ -24,6 +24,11 @@ NETWORKS = [
     pytest.param(smp.UnetPlusPlus, "resnet18", THIN, marks=pytest.mark.slow),
     (smp.Linknet, "resnet18", {}),
     (smp.FPN, "resnet18", {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 64}),
+    (
+        smp.FPN,
+        "resnet18",
+        {"decoder_pyramid_channels": 64, "decoder_segmentation_channels": 64, "decoder_merge_policy": "cat"},
+    ),
     (smp.PSPNet, "resnet18", {"psp_out_channels": 64}),
     (smp.DeepLabV3, "resnet18", {"decoder_channels": 32, "encoder_output_stride": 16}),
     pytest.param(
@@ -32,6 +37,7 @@ NETWORKS = [
         {"decoder_channels": 32, "decoder_atrous_rates": (6, 12, 18)},
         marks=pytest.mark.slow,
     ),
+    (smp.DeepLabV3Plus, "resnet18", {"decoder_channels": 32, "decoder_aspp_separable": False}),
 ]
 ENCODERS = [
     (smp.Unet, "resnet50"),
@@ -80,8 +86,7 @@ def test_the_depth_of_a_vgg_comes_from_the_config_beside_it(kit: SimpleNamespace
 @pytest.mark.parametrize(
     ("network", "options", "text"),
     [
-        (smp.FPN, {"decoder_merge_policy": "cat"}, "'cat': takes 'add'"),
-        (smp.DeepLabV3Plus, {"decoder_aspp_separable": False}, "decoder_aspp_separable False"),
+        (smp.DeepLabV3, {"decoder_aspp_separable": True}, "decoder_aspp_separable True: takes False, its default"),
         (smp.Unet, {"decoder_interpolation": "bilinear"}, "decoder_interpolation 'bilinear': takes 'nearest'"),
         (smp.Unet, {"decoder_attention_type": "scse"}, r"unknown tensor decoder.blocks.0.attention1"),
         (smp.PAN, {}, "no network of smp that is known here: UnetPlusPlus, Linknet"),
