@@ -36,13 +36,14 @@ _TRAINING = {"optimizer", "optimizer_state_dict", "param_groups", "scheduler", "
 _ZIP = b"PK\x03\x04"
 
 
-def read_checkpoint(file: str | Path) -> dict[str, Any]:
+def read_checkpoint(file: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     """All that a file of weights holds, on the CPU: "model", its state dict of tensors, beside whatever else there is.
 
     Pickles may hold numbers, text, containers, tensors and arrays, and nothing that has to be imported.
 
     Args:
         file: see FORMATS. Caffe2's pickles and those of detectron2's zoo that ask for it get "matching_heuristics".
+        mapped: tensors of a PyTorch file stay in it until they are used; for a look that ends before the file changes.
 
     Raises:
         UserError: no such file, none of FORMATS, empty, truncated, one that would run code, or one without weights.
@@ -61,7 +62,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         elif path.suffix == ".pkl" and begin != _ZIP:
             data = _read_pickle(path)
         else:
-            data = _read_torch(path, begin)
+            data = _read_torch(path, begin, mapped=mapped)
     except OSError as error:
         raise UserError(f"weights {path}: cannot be read: {error.strerror or error}") from error
     data["model"] = _tensors(data["model"], str(path))
@@ -78,7 +79,7 @@ def read_sidecar_of(file: str | Path) -> dict[str, Any] | None:
     if path.suffix == ".safetensors" and path.is_file():
         found = _metadata(path).get(SIDECAR)
         return found if isinstance(found, dict) else None
-    found = read_checkpoint(path).get(SIDECAR)
+    found = read_checkpoint(path, mapped=True).get(SIDECAR)
     return found if isinstance(found, dict) else None
 
 
@@ -163,12 +164,12 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
-def _read_torch(path: Path, begin: bytes) -> dict[str, Any]:
+def _read_torch(path: Path, begin: bytes, *, mapped: bool) -> dict[str, Any]:
     if begin == _ZIP and not zipfile.is_zipfile(path):
         raise UserError(f"weights {path}: truncated: {path.stat().st_size} bytes of a longer PyTorch file")
     try:
         with torch.serialization.safe_globals(_array_globals()):
-            data = torch.load(path, map_location="cpu", weights_only=True)
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and begin == _ZIP)
     except Exception as error:  # torch raises whatever the bytes lead it to
         text = str(error) if begin == _ZIP else f"{error} {_refused_in_pickle(path)}"
         refused = re.search(r"(?:GLOBAL|class|refers to) ([\w.]+\.\w+)", text)

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from seg_ext.errors import UserError
 
     if args.tensors:
-        state = read_checkpoint(locate(args.checkpoint))["model"]
+        state = read_checkpoint(locate(args.checkpoint), mapped=True)["model"]
         width = max(map(len, state))
         rows = (
             f"{k:{width}}  {str(tuple(x.shape)):20} {str(x.dtype).removeprefix('torch.')}" for k, x in state.items()
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         strict = json.loads(json.dumps(sidecar), parse_constant=lambda _: None)  # JSON has no NaN
         print(json.dumps(strict, indent=2))
         return 0
-    state = read_checkpoint(locate(args.checkpoint))["model"]
+    state = read_checkpoint(locate(args.checkpoint), mapped=True)["model"]
     numbers = sum(x.numel() for x in state.values())
     print(f"{'file':14}{args.checkpoint}: {len(state)} tensors, {numbers:,} numbers")
     print(describe(sidecar) if sidecar else "carries no sidecar: written by another library or by an earlier seg_ext")
