@@ -33,6 +33,7 @@ _ARRAYS_AND_CONTAINERS = {
 _UNREAD = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr")  # the log in mmengine's checkpoints
 _STATES = ("model", "state_dict", "model_state", "model_state_dict")  # where a state dict may lie
 _TRAINING = {"optimizer", "optimizer_state_dict", "param_groups", "scheduler", "lr_scheduler"}
+_WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")  # by DistributedDataParallel and torch.compile
 _ZIP = b"PK\x03\x04"
 
 
@@ -76,7 +77,7 @@ def read_sidecar_of(file: str | Path) -> dict[str, Any] | None:
         UserError: as :func:`read_checkpoint`.
     """
     path = Path(file)
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix == ".safetensors" and path.is_file() and path.stat().st_size:
         found = _metadata(path).get(SIDECAR)
         return found if isinstance(found, dict) else None
     found = read_checkpoint(path, mapped=True).get(SIDECAR)
@@ -172,8 +173,8 @@ def _read_torch(path: Path, begin: bytes, *, mapped: bool) -> dict[str, Any]:
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and begin == _ZIP)
     except Exception as error:  # torch raises whatever the bytes lead it to
         text = str(error) if begin == _ZIP else f"{error} {_refused_in_pickle(path)}"
-        refused = re.search(r"(?:GLOBAL|class|refers to) ([\w.]+\.\w+)", text)
-        why = f"it refers to {refused[1]}, which weights do not need" if refused else f"takes {FORMATS}"
+        refused = re.search(r"(?:GLOBAL|class|refers to) ([\w.]+\.\w+)|GLOBAL (\w+)", text)  # builtins by name alone
+        why = f"it refers to {refused[1] or refused[2]}, which weights do not need" if refused else f"takes {FORMATS}"
         raise UserError(f"weights {path}: not a readable checkpoint: {why}") from error
     if not isinstance(data, dict):
         return {"model": data}
@@ -195,7 +196,7 @@ def _refused_in_pickle(path: Path) -> str:
 
 
 def _tensors(state: Any, path: str) -> dict[str, Tensor]:
-    """The state dict as tensors, without the prefix of a model that was wrapped for several GPUs."""
+    """The state dict as tensors, without the prefixes of a model that was wrapped."""
     if not isinstance(state, Mapping) or not all(isinstance(x, (Tensor, np.ndarray)) for x in state.values()):
         if isinstance(state, Mapping) and state.keys() & _TRAINING:
             raise UserError(f"weights {path}: holds the state of an optimizer or schedule, and no weights")
@@ -206,7 +207,10 @@ def _tensors(state: Any, path: str) -> dict[str, Tensor]:
         named = {str(key): x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for key, x in state.items()}
     except (TypeError, ValueError) as error:  # of text, of objects, of the other byte order
         raise UserError(f"weights {path}: holds arrays that are no tensors: {_first_line(error)}") from error
-    return {key.removeprefix("module."): x for key, x in named.items()}
+    other = next((key for key, x in named.items() if x.layout != torch.strided or x.is_meta or x.is_quantized), None)
+    if other is not None:
+        raise UserError(f"weights {path}: {other} is sparse, quantized or without values; takes plain tensors")
+    return {_WRAPPED.sub("", key): x for key, x in named.items()}
 
 
 def _array_globals() -> list[Any]:

@@ -36,6 +36,8 @@ def locate(name: str) -> Path:
             return Path(name)
         if name.endswith(".yaml"):
             return download(_zoo_config(name))
+        if Path(name).is_dir():
+            raise UserError(f"weights {name}: a folder; takes {TAKES}")
         raise UserError(f"weights {name} not found: MODEL.WEIGHTS takes {TAKES}")
     if scheme in ("http", "https"):
         return download(name)

@@ -62,6 +62,12 @@ def read_sidecar(checkpoint: str) -> dict[str, Any]:
         raise UserError(
             f"weights {checkpoint}: sidecar of format {found['format']}, of a later seg_ext; takes {FORMAT}"
         )
+    found = plain(found)
+    for key in ("metadata", "preprocessing", "versions", "metrics"):
+        if not isinstance(found.get(key, {}), Mapping):
+            raise UserError(f"weights {checkpoint}: '{key}' in its sidecar is {found[key]!r}; takes a dict")
+    if not isinstance(found.get("metrics", {}).get("scores", {}), Mapping):
+        raise UserError(f"weights {checkpoint}: 'scores' in its sidecar is no dict")
     metadata = found.get("metadata", {})
     for key in _ID_MAPS:  # JSON has text for keys
         if isinstance(metadata.get(key), Mapping):
@@ -102,15 +108,14 @@ def classes_of(checkpoint: Mapping[str, Any]) -> dict[str, list[str]]:
 
     Beside a sidecar's those of mmsegmentation's files, and of detectron2's model zoo, which has COCO's.
     """
-    metadata = (checkpoint.get(SIDECAR) or {}).get("metadata", {})
+    metadata = _node(_node(checkpoint, SIDECAR), "metadata")
     found = {"semantic": metadata.get("stuff_classes"), "instance": metadata.get("thing_classes")}
-    meta = checkpoint.get("meta")
-    if isinstance(meta, Mapping):
-        theirs = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), Mapping) else {}
-        found["semantic"] = found["semantic"] or meta.get("CLASSES") or theirs.get("classes")  # type: ignore[union-attr]
+    meta = _node(checkpoint, "meta")
+    found["semantic"] = found["semantic"] or meta.get("CLASSES") or _node(meta, "dataset_meta").get("classes")
     if str(checkpoint.get("__author__", "")).startswith("Detectron2 Model Zoo"):
         found |= _coco()
-    return {kind: [str(name) for name in names] for kind, names in found.items() if names}
+    lists = {kind: names for kind, names in found.items() if isinstance(names, (list, tuple)) and names}
+    return {kind: [str(name) for name in names] for kind, names in lists.items()}
 
 
 def plain(value: Any) -> Any:
@@ -148,6 +153,11 @@ def flat_scores(scores: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in scores.items():
         flat |= flat_scores(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + str(name): value}
     return flat
+
+
+def _node(node: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = node.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _score(value: Any) -> str:

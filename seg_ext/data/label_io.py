@@ -137,8 +137,9 @@ def read_panoptic_ids(path: str | Path) -> NDArray[np.int32]:
         UserError: the file is missing, damaged, or not RGB.
     """
     with naming(path), opened(path) as image:
-        if image.mode != "RGB":
-            raise UserError(f"{path}: {image.mode} pixels; a panoptic PNG is RGB")
+        deep = image.mode == "RGB" and ";16" in raw_mode(image)
+        if image.mode != "RGB" or deep:
+            raise UserError(f"{path}: {image.mode} pixels{', 16 bit' * deep}; a panoptic PNG is RGB of 8 bit")
         padded = image.tobytes("raw", "RGBX")  # as Pillow holds them: no copy by channels
         return np.frombuffer(padded, "<i4").reshape(image.height, image.width) & 0xFFFFFF
 

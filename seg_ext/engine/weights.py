@@ -24,6 +24,7 @@ from seg_ext.engine.sidecar import sidecar_of
 from seg_ext.errors import UserError
 
 FORMATS = ("safetensors", "pth")
+_NAMED = ("timm", "mmseg")  # sources whose tensors do not say all of their network
 
 
 def import_weights(
@@ -56,6 +57,12 @@ def import_weights(
     """
     if source not in SOURCES:
         raise UserError(f"--from {source}: takes one of {', '.join(SOURCES)}")
+    if arch and source not in _NAMED:
+        raise UserError(
+            f"--arch {arch}: goes with --from {' or '.join(_NAMED)}; the weights of {source} say their network"
+        )
+    if not all(classes):
+        raise UserError(f"--classes {','.join(classes)}: a name is empty; takes one a class")
     if form not in FORMATS:
         raise UserError(f"--format {form}: takes one of {', '.join(FORMATS)}")
     file, target = locate(checkpoint), Path(folder) / f"model.{form}"
@@ -96,7 +103,7 @@ def _beside(file: Path) -> dict[str, Any]:
     """The config.json that smp and timm write beside their weights."""
     try:
         found = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -113,8 +120,10 @@ def _recognise(source: str, checkpoint: str, state: Mapping[str, Tensor], hints:
 def _import(source: str, state: Mapping[str, Tensor], hints: Hints) -> Imported:
     try:
         return SOURCES[source](state, hints)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"lacks the tensor {error.args[0] if error.args else error}") from error
+    except KeyError as error:
+        raise ValueError(f"lacks the tensor {error.args[0]}") from error
+    except IndexError as error:
+        raise ValueError("a tensor of it has fewer dimensions than that network's") from error
 
 
 def _known(source: str, state: Mapping[str, Tensor], hints: Hints) -> bool:

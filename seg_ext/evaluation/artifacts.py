@@ -79,10 +79,11 @@ class Artifacts:
         Raises:
             UserError: a file cannot be written.
         """
-        for file in self._counts:
-            file.finish()
+        written = {path for file in self._counts for path in file.finish()}
         if not comm.is_main_process():
             return
+        for path in {*self._folder.glob(FILE.format("*"))} - written:  # of an earlier evaluation, of other scores
+            path.unlink()
         pictures = {}
         for evaluator in self._semantic:
             picture = confusion_picture(evaluator.confusion, evaluator.class_names)

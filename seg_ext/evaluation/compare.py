@@ -230,7 +230,7 @@ def _check_same_data(name: str, runs: Sequence[Report], paths: Sequence[str | Pa
     if None not in prints and prints[0] != prints[1]:
         raise UserError(
             f"{paths[0]} and {paths[1]}: data set {name} had other images, labels or classes"
-            f" ({prints[0][:8]}, {prints[1][:8]}); score both on the same data"
+            f" ({str(prints[0])[:8]}, {str(prints[1])[:8]}); score both on the same data"
         )
 
 

@@ -20,6 +20,7 @@ from seg_ext.evaluation.instance_scores import OnMatches, Prediction, check_know
 
 TASKS = {"bbox": "pred_boxes", "segm": "pred_masks", "keypoints": "pred_keypoints"}  # fields of Instances
 METRICS = ("coco", "boundary", "voc", "tide")
+EXACT_BOXES = "xywh"  # field of Instances: (n, 4) float64 as a file gives them, where pred_boxes has 32 bits
 _COCO_POINTS = 17
 _log = logging.getLogger(__name__)
 
@@ -146,7 +147,9 @@ class InstanceEvaluator(DatasetEvaluator):
     def _prediction(self, instances: Any, image_id: Any) -> Prediction:
         boxes = counts = keypoints = None
         size = instances.image_size
-        if instances.has("pred_boxes"):
+        if instances.has(EXACT_BOXES):
+            boxes = instances.get(EXACT_BOXES).numpy()
+        elif instances.has("pred_boxes"):
             tensor = instances.pred_boxes.tensor
             boxes = BoxMode.convert(tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).numpy()
         if "segm" in self._tasks:

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 
 from seg_ext.data.label_io import read_panoptic_ids
 from seg_ext.errors import UserError
-from seg_ext.evaluation.ground_truth import RecordLookup, read_json, require
+from seg_ext.evaluation.ground_truth import RecordLookup, panoptic_annotations
 from seg_ext.evaluation.panoptic_files import SegmentFile, count_files
 from seg_ext.metrics import PanopticStat, panoptic_quality, pq_scores
 
@@ -173,14 +173,9 @@ class PanopticEvaluator(DatasetEvaluator):
         return table.get(segment["category_id"], -1)
 
     def _read_truth(self, path: str) -> dict[str, SegmentFile]:
-        annotations = read_json(path, ("annotations",))["annotations"]
         truth = {}
-        for annotation in annotations:
-            name = f"{path}: annotation of image {annotation.get('image_id')}"
-            require(annotation, ("image_id", "file_name", "segments_info"), name)
+        for annotation in panoptic_annotations(path):
             segments = annotation["segments_info"]
-            for segment in segments:
-                require(segment, ("id", "category_id"), f"{name}: a segment")
             unknown = {segment["category_id"] for segment in segments} - self._class_of.keys()
             if unknown:
                 raise UserError(f"{path}: category {min(unknown)} is in neither *_dataset_id_to_contiguous_id")

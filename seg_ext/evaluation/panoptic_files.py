@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from seg_ext.data.files import naming, opened
 from seg_ext.metrics import PanopticStat
 
 _PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+_RGB = b"\x08\x02"  # bits a sample, kind of colour: after the size
 
 
 class SegmentFile(NamedTuple):
@@ -36,11 +38,14 @@ def count_files(truth: Sequence[SegmentFile], found: Sequence[SegmentFile], num_
         num_classes: K.
 
     Raises:
-        ValueError: segments of a file that are not listed, listed ones that it lacks, a file that is none, or another
-            size.
+        ValueError: segments of a file that are not listed, listed ones that it lacks, a file that is none or no PNG of
+            8 bit RGB, or another size.
     """
     from hotcoco.panoptic import PanopticEval
 
+    other = next((file.path for file in chain(truth, found) if not _is_rgb(file.path)), None)
+    if other is not None:
+        raise ValueError(f"{other}: no PNG of 8 bit RGB")
     with TemporaryDirectory() as folder:
         expected, void = [_listed(file) for file in truth], [_listed(_void(folder, file.path)) for file in truth]
         content = {  # the truth once more as predictions, on nothing: of these alone are lists and files compared
@@ -71,9 +76,15 @@ def png_size(path: Path) -> tuple[int, int]:
             return image.height, image.width
 
 
+def _is_rgb(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(26)
+    return head.startswith(_PNG) and head[24:] == _RGB
+
+
 def _listed(file: SegmentFile) -> dict[str, Any]:
-    """COCO's panoptic format without areas, which hotcoco then counts itself."""
-    segments = [{"id": i, "category_id": k, "iscrowd": int(i in file.crowd)} for i, k in file.classes.items()]
+    """COCO's panoptic format without areas, which hotcoco then counts itself, and without the id of void."""
+    segments = [{"id": i, "category_id": k, "iscrowd": int(i in file.crowd)} for i, k in file.classes.items() if i]
     return {"file_name": os.path.abspath(file.path), "segments_info": segments}
 
 

@@ -53,7 +53,7 @@ class PerImageFile:
         line = {"image": name, "classes": found.tolist(), "counts": counts[found].tolist()}
         self._lines.write(json.dumps(line) + "\n")
 
-    def finish(self) -> Path:
+    def finish(self) -> list[Path]:
         """Write the lines of all processes, on the main one, in the order of the images' names; returns the path."""
         self._lines.seek(0)
         parts = comm.gather(self._lines.read())
@@ -65,7 +65,7 @@ class PerImageFile:
             with replacing(self._path) as temporary, temporary.open("w", encoding="utf-8") as file:
                 for row in [self._head, *sorted(rows, key=lambda row: row["image"])]:
                     file.write(json.dumps(row) + "\n")
-        return self._path
+        return [self._path]
 
     def discard(self) -> None:
         """Forget all counts; no file appears."""

@@ -58,17 +58,15 @@ class MatchFiles:
         for row in chain([head], _rows(evaluation, truth)):
             lines.write(json.dumps(row) + "\n")
 
-    def finish(self) -> None:
-        """Write the files, on the main process; one of an earlier evaluation that none replaces is removed."""
-        for task in MATCHED_TASKS if comm.is_main_process() else ():
-            path = self._folder / FILE.format(task)
-            if task not in self._lines:
-                path.unlink(missing_ok=True)
-                continue
+    def finish(self) -> list[Path]:
+        """Write the files, on the main process; returns their paths."""
+        lines = {self._folder / FILE.format(task): lines for task, lines in self._lines.items()}
+        for path, content in lines.items() if comm.is_main_process() else ():
             with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-                self._lines[task].seek(0)
-                shutil.copyfileobj(self._lines[task], file)
+                content.seek(0)
+                shutil.copyfileobj(content, file)
         self.discard()
+        return [*lines]
 
     def discard(self) -> None:
         """Forget all of it; no file appears."""

@@ -107,8 +107,11 @@ def read_results(path: str | Path) -> Report:
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
         raise UserError(f"{file}: not the results of an evaluation; takes an object of tasks and their scores")
     about = content.pop(ABOUT, {})
+    data = about.get("data", {})
+    if not isinstance(data, dict) or not all(isinstance(entry, dict) for entry in data.values()):
+        raise UserError(f"{file}: '{ABOUT}' has data {data!r}; takes an object by data set")
     nested = any(isinstance(value, dict) for task in content.values() for value in task.values())
-    by_set = content if nested else {next(iter(about.get("data", {})), "data"): content}
+    by_set = content if nested else {next(iter(data), "data"): content}
     try:
         scores = {
             name: {

@@ -121,7 +121,9 @@ def evaluate_saved(
     if kind == "panoptic" and not (gallery or per_image) and find_spec("hotcoco"):
         evaluator = PanopticEvaluator(name, **_options(kind, metrics))
         count_panoptic_results(path, name, evaluator)
-        return evaluator.evaluate()
+        results = evaluator.evaluate()
+        Artifacts(name, [evaluator], folder).write(results)
+        return results
     pairs = READERS[kind](path, name, **options)
     first = next(pairs, None)
     if first is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from pycocotools import mask as rle
 from seg_ext.data.instances import compressed_rle
 from seg_ext.errors import UserError
 from seg_ext.evaluation.ground_truth import instance_truth, load_json, require
+from seg_ext.evaluation.instance import EXACT_BOXES
 from seg_ext.metrics.rle import rle_totals
 
 Pair = tuple[dict[str, Any], dict[str, Any]]  # a record of the data set, the model's output
 _PARTS = ("bbox", "segmentation", "keypoints")
+_GREATEST = 1e38  # of a number: twice as much still fits into 32 bits
+_FURTHEST = 1e6  # pixels, of a polygon's corner: what draws one needs memory for every pixel of its sides
 
 
 def read_coco_results(path: str | Path, name: str) -> Iterator[Pair]:
@@ -97,9 +101,9 @@ def _problem(result: Any, records: Mapping[Any, Any], classes: Mapping[int, int]
     missing = [key for key in ("image_id", "category_id", "score") if key not in result]
     if missing:
         return f"no '{missing[0]}'; takes image_id, category_id, score and one of {', '.join(_PARTS)}"
-    if not isinstance(result["image_id"], int | str) or result["image_id"] not in records:
+    if type(result["image_id"]) not in (int, str) or result["image_id"] not in records:
         return f"the data set has no such image; takes its image ids, such as {next(iter(records), None)!r}"
-    if not isinstance(result["category_id"], int) or result["category_id"] not in classes:
+    if type(result["category_id"]) is not int or result["category_id"] not in classes:
         return f"unknown category_id {result['category_id']!r}; takes one of {first_few(sorted(classes))}"
     if not all_finite([result["score"]]):
         return f"score {result['score']!r}; takes a finite number"
@@ -121,7 +125,10 @@ def _mask_problem(shape: Any, size: tuple[int, int]) -> str:
     """Likewise, of a segmentation for an image of height and width."""
     if isinstance(shape, list):
         fits = shape and all(all_finite(part) and len(part) >= 6 and len(part) % 2 == 0 for part in shape)
-        return "" if fits else "a segmentation that is no list of polygons [[x, y, x, y, x, y, ...], ...]"
+        if not fits:
+            return "a segmentation that is no list of polygons [[x, y, x, y, x, y, ...], ...]"
+        furthest = max(map(abs, chain.from_iterable(shape)))
+        return f"a polygon's corner at {furthest:g}; takes pixels of the image" if furthest > _FURTHEST else ""
     if not isinstance(shape, dict) or not isinstance(shape.get("size"), list) or "counts" not in shape:
         return "segmentation without size or counts; takes an RLE or polygons"
     if shape["size"] != list(size) or not all(isinstance(side, int) for side in shape["size"]):
@@ -173,14 +180,15 @@ def _instances(
     if results and "bbox" in results[0]:
         boxes = np.array([result["bbox"] for result in results], np.float64)
     found.pred_boxes = Boxes(torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)))
+    found.set(EXACT_BOXES, torch.from_numpy(boxes))
     return found
 
 
 def all_finite(values: Any, count: int | None = None) -> bool:
-    """Whether these are finite numbers, ``count`` of them."""
+    """Whether these are finite numbers, also in 32 bits, ``count`` of them."""
     if not isinstance(values, list) or len(values) != (len(values) if count is None else count):
         return False
-    return all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
+    return all(isinstance(x, int | float) and not isinstance(x, bool) and abs(x) <= _GREATEST for x in values)
 
 
 def first_few(values: Sequence[Any]) -> str:

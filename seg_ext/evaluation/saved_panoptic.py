@@ -19,7 +19,7 @@ from detectron2.data.catalog import Metadata
 
 from seg_ext.data.label_io import read_panoptic_ids
 from seg_ext.errors import UserError
-from seg_ext.evaluation.ground_truth import read_json, require
+from seg_ext.evaluation.ground_truth import panoptic_annotations
 from seg_ext.evaluation.panoptic import PanopticEvaluator
 from seg_ext.evaluation.panoptic_files import png_size
 from seg_ext.evaluation.saved_objects import Pair, all_finite, first_few, sides_text
@@ -76,7 +76,9 @@ def _listed(path: str | Path, name: str) -> _Listed:
     if not meta.get("panoptic_json"):
         raise UserError(f"data set '{name}' has no panoptic_json in its metadata, which panoptic predictions need")
     folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
-    truth = read_json(meta.panoptic_json, ("annotations",))["annotations"]
+    truth = panoptic_annotations(meta.panoptic_json)
+    if not truth:
+        raise UserError(f"{meta.panoptic_json}: lists no image to score predictions on")
     found = _annotations(path, [str(a["image_id"]) for a in truth], {i for table in _tables(meta) for i in table})
     for expected in truth:
         file = folder / found[str(expected["image_id"])]["file_name"]
@@ -102,13 +104,9 @@ def _tables(meta: Metadata) -> tuple[dict[int, int], dict[int, int]]:
 
 def _annotations(path: Path, expected: Sequence[str], categories: set[int]) -> dict[str, Mapping[str, Any]]:
     """The annotation of each image, by image id, checked against the images and categories of the ground truth."""
-    annotations = read_json(path, ("annotations",))["annotations"]
-    if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
-        raise UserError(f"{path}: 'annotations' is no list of objects; takes COCO's panoptic format")
     known = set(expected)
     found: dict[str, Mapping[str, Any]] = {}
-    for index, annotation in enumerate(annotations):
-        require(annotation, ("image_id", "file_name", "segments_info"), f"{path}: annotation {index}")
+    for index, annotation in enumerate(panoptic_annotations(path)):
         image_id = str(annotation["image_id"])
         entry = f"{path}: annotation {index} (image {image_id})"
         if image_id not in known:
@@ -125,22 +123,17 @@ def _annotations(path: Path, expected: Sequence[str], categories: set[int]) -> d
     return found
 
 
-def _check_segments(segments: Any, known: set[int], entry: str) -> None:
-    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
-        raise UserError(f"{entry}: segments_info is no list of objects")
-    seen = set()
-    for index, segment in enumerate(segments):
-        require(segment, ("id", "category_id"), f"{entry}: segment {index}")
-        if not isinstance(segment["category_id"], int) or segment["category_id"] not in known:
+def _check_segments(segments: Sequence[Mapping[str, Any]], known: set[int], entry: str) -> None:
+    for segment in segments:
+        if segment["category_id"] not in known:
             raise UserError(
-                f"{entry}: segment {segment['id']} has the unknown category_id {segment['category_id']!r}; takes one of"
+                f"{entry}: segment {segment['id']} has the unknown category_id {segment['category_id']}; takes one of"
                 f" {first_few(sorted(known))}"
             )
-        if not isinstance(segment["id"], int) or segment["id"] in seen or segment["id"] < 1:
-            raise UserError(f"{entry}: segment id {segment['id']!r}; takes numbers from 1 on, each once")
+        if segment["id"] < 1:
+            raise UserError(f"{entry}: segment id {segment['id']}; takes numbers from 1 on")
         if not all_finite([segment.get("score", 0)]):
             raise UserError(f"{entry}: segment {segment['id']} has score {segment['score']!r}; takes a finite number")
-        seen.add(segment["id"])
 
 
 def _output(

@@ -55,6 +55,18 @@ def test_a_pickle_that_runs_code_is_refused_by_the_name_it_calls(
     assert not Path("touched").exists()
 
 
+class Evaluates:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return eval, ("open('touched', 'w')",)
+
+
+def test_a_builtin_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = torch_bytes({"model": {"a": torch.zeros(1)}, "meta": Evaluates()})
+    assert refusal(tmp_path / "x.pth", content).endswith("it refers to eval, which weights do not need")
+    assert not Path("touched").exists()
+
+
 TENSORS = {"a.weight": torch.arange(600.0)}
 WHOLE = {"pth": torch_bytes(TENSORS), "safetensors": save(TENSORS), "pkl": pickle.dumps({"a": np.arange(600.0)})}
 
@@ -84,6 +96,7 @@ def test_a_truncated_or_empty_file_is_refused(tmp_path: Path, suffix: str, share
         ),
         ("x.pth", torch_bytes([torch.zeros(1)]), "holds no state dict, at its top or under 'model', 'state_dict'"),
         ("x.pth", torch_bytes({"model": {}}), "holds an empty state dict"),
+        ("x.pth", torch_bytes({"a": torch.zeros(2, device="meta")}), "a is sparse, quantized or without values"),
         ("x.pkl", pickle.dumps(["a"]), "holds no state dict"),
         ("x.pkl", pickle.dumps({1: 2}), "holds no state dict"),
         ("x.pkl", pickle.dumps({"blobs": [1]}), "holds no state dict"),
@@ -100,9 +113,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "nowhere.pth")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod."])  # of a model on several GPUs, compiled before
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {"state_dict": s}}])
-def test_state_dicts_are_found_where_libraries_put_them(tmp_path: Path, wrap: Any) -> None:
-    state = {f"module.{key}": value for key, value in TENSORS.items()}  # as of a model on several GPUs
+def test_state_dicts_are_found_where_libraries_put_them(tmp_path: Path, wrap: Any, prefix: str) -> None:
+    state = {f"{prefix}{key}": value for key, value in TENSORS.items()}
     torch.save(wrap(state), tmp_path / "x.pth")
     assert torch.equal(read_checkpoint(tmp_path / "x.pth")["model"]["a.weight"], TENSORS["a.weight"])
 
@@ -149,12 +163,26 @@ def test_code_that_a_sidecar_names_is_imported_only_when_trusted(tmp_path: Path)
     [
         ({}, "carries no config: give --config-file"),
         ({"format": 2}, "sidecar of format 2, of a later seg_ext; takes 1"),
+        ({"metadata": None}, "'metadata' in its sidecar is None; takes a dict"),
+        ({"preprocessing": [1]}, r"'preprocessing' in its sidecar is \[1\]; takes a dict"),
+        ({"metrics": "high"}, "'metrics' in its sidecar is 'high'; takes a dict"),
+        ({"metrics": {"scores": 5}}, "'scores' in its sidecar is no dict"),
     ],
 )
 def test_a_checkpoint_without_a_config_of_ours_is_refused(tmp_path: Path, content: dict, text: str) -> None:
     torch.save({"model": TENSORS, SIDECAR: content}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=text):
         config_of(str(tmp_path / "x.pth"))
+
+
+def test_a_sidecar_of_others_becomes_plain_values(tmp_path: Path) -> None:
+    torch.save({"model": TENSORS, SIDECAR: {"seed": torch.arange(2), "key": b"x"}}, tmp_path / "x.pth")
+    assert read_sidecar(str(tmp_path / "x.pth")) == {"seed": [0, 1], "key": "b'x'"}
+
+
+@pytest.mark.parametrize("content", [{"meta": {"CLASSES": 5}}, {"meta": [1]}, {SIDECAR: 5}, {SIDECAR: {"metadata": 1}}])
+def test_class_names_that_are_none_are_no_names(content: dict[str, Any]) -> None:
+    assert classes_of(content) == {}
 
 
 def test_scores_become_plain_numbers() -> None:

@@ -180,6 +180,15 @@ def test_an_earlier_result_survives_a_later_fault(tree, capsys):
     assert {path: path.read_bytes() for path in (tree / "out").rglob("*") if path.is_file()} == before
 
 
+def test_counts_of_an_earlier_evaluation_do_not_outlive_its_scores(tree, panoptic, capsys):
+    name, root = panoptic
+    for path, data in ((tree / "guess", NAME), (root / "saved" / "panoptic.json", name)):
+        out = tree / f"out_{data}"
+        for extra in (("--per-image",), ()):
+            assert run("eval", "--predictions", path, "--dataset", data, "--output", out, *extra) == 0
+            assert bool([*out.glob("per_image_*")]) == bool(extra)
+
+
 def test_arguments_at_fault_are_named(tree, capsys):
     saved = ("eval", "--predictions", tree / "guess")
     assert "did you mean toy_saved?" in refusal(capsys, *saved, "--dataset", "toy_save")

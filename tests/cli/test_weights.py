@@ -78,6 +78,7 @@ BAD: list[tuple[str, Callable[[Path], Path], str]] = [
         "--from keras: takes one of torchvision, smp, timm, mmseg, detectron2",
     ),
     ("smp", lambda d: d / "nowhere.pth", "nowhere.pth not found"),
+    ("smp", lambda d: d, ": a folder; takes a file, a URL"),
     ("smp", lambda d: damaged(d / "w.pth", b""), "w.pth: not a readable checkpoint: it is empty (0 bytes)"),
     ("smp", lambda d: damaged(d / "w.pth", b"text"), "w.pth: not a readable checkpoint: takes a PyTorch file"),
     ("mmseg", lambda d: saved(d / "w.pth", {"optimizer": {}}), "holds the state of an optimizer or schedule, and no"),
@@ -114,6 +115,7 @@ def linknet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_import_tells_what_it_placed_and_names_the_classes(
     linknet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    linknet.with_name("config.json").write_text("[" * 100_000)  # no JSON says nothing
     line = ("import-weights", "--from", "smp", linknet, "-o", tmp_path / "out", "--format", "pth")
     assert run(*line, "--classes", "road,car,sky") == 0
     told = capsys.readouterr().out
@@ -130,6 +132,8 @@ def test_an_import_tells_what_it_placed_and_names_the_classes(
     ("source", "more", "text"),
     [
         ("smp", ("--classes", "road,car"), "--classes: 2 names, and the weights have 3 classes"),
+        ("smp", ("--classes", "road,,car"), "--classes road,,car: a name is empty; takes one a class"),
+        ("smp", ("--arch", "resnet18"), "--arch resnet18: goes with --from timm or mmseg"),
         ("smp", ("--format", "h5"), "--format h5: takes one of safetensors, pth"),
         ("smp", ("--opts", "MODEL.NOPE", "1"), "unknown key MODEL.NOPE"),
         ("smp", ("--opts", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "4"), "does not fit its config: 1"),
@@ -142,6 +146,14 @@ def test_what_does_not_fit_the_weights_is_one_line(
     assert run("import-weights", "--from", source, linknet, "-o", tmp_path / "out", *more) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("seg-ext: error: ") and text in line, line
+
+
+def test_tensors_of_fewer_dimensions_are_said_to_be_so(
+    linknet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {key: torch.zeros(()) for key in torch.load(linknet, weights_only=True)}
+    assert run("import-weights", "--from", "smp", saved(tmp_path / "w.pth", state), "-o", tmp_path / "out") == 2
+    assert "--from smp: a tensor of it has fewer dimensions than that network's" in capsys.readouterr().err
 
 
 def test_an_import_does_not_take_the_place_of_what_it_reads(

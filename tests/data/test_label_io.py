@@ -155,6 +155,9 @@ def test_a_panoptic_file_must_be_rgb(tmp_path: Path) -> None:
     Image.new("L", (2, 2)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="L pixels; a panoptic PNG is RGB"):
         read_panoptic_ids(tmp_path / "a.png")
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((2, 2, 3), 7, np.uint16))
+    with pytest.raises(UserError, match="RGB pixels, 16 bit; a panoptic PNG is RGB of 8 bit"):
+        read_panoptic_ids(tmp_path / "deep.png")
 
 
 def test_a_stack_is_no_picture(tmp_path: Path) -> None:

@@ -171,6 +171,8 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path):
         ("{", "not JSON"),
         ("[1]", "not the results"),
         ('{"sem_seg": {"mIoU": "high"}}', "not the results"),
+        ('{"sem_seg": {"mIoU": 1}, "about": {"data": null}}', "'about' has data None; takes an object by data set"),
+        ('{"sem_seg": {"mIoU": 1}, "about": {"data": {"a": 5}}}', "'about' has data .*; takes an object by data set"),
     ],
 )
 def test_a_results_file_at_fault_is_named(tmp_path, text, words):

@@ -341,6 +341,29 @@ def test_without_hotcoco_the_numbers_come_from_pycocotools_with_a_notice(toy, mo
         InstanceEvaluator(NAME, backend="hotcoco")
 
 
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_images_may_be_called_by_names(toy, backend):
+    coco, found = copy.deepcopy(toy[0]), imperfect(toy[1])
+    expected = evaluated(InstanceEvaluator(NAME, backend=backend), coco, found)
+    for entry in [*coco["images"], *coco["annotations"]]:
+        key = "image_id" if "image_id" in entry else "id"
+        entry[key] = f"image {entry[key]}"
+    Path(MetadataCatalog.get(NAME).json_file).write_text(json.dumps(coco))
+    named = {f"image {i}": x for i, x in found.items()}
+    assert_same_scores(evaluated(InstanceEvaluator(NAME, backend=backend), coco, named), expected)
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("rename", [lambda i: 7, lambda i: i - 1, str], ids=["all alike", "from 0", "text"])
+def test_the_ids_of_annotations_change_no_score(toy, backend, rename):
+    coco, found = copy.deepcopy(toy[0]), imperfect(toy[1])
+    expected = evaluated(InstanceEvaluator(NAME, backend=backend), coco, found)
+    for annotation in coco["annotations"]:
+        annotation["id"] = rename(annotation["id"])
+    Path(MetadataCatalog.get(NAME).json_file).write_text(json.dumps(coco))
+    assert_same_scores(evaluated(InstanceEvaluator(NAME, backend=backend), coco, found), expected)
+
+
 def test_image_ids_are_found_by_file_name_where_the_input_lost_them(toy):
     coco, masks = toy
     evaluator = InstanceEvaluator(NAME)
@@ -401,6 +424,17 @@ def without(coco, key, part=None):
     return json.dumps(coco)
 
 
+def annotated(**fields):
+    """The third annotation with these values."""
+
+    def content(coco):
+        rows = copy.deepcopy(coco["annotations"])
+        rows[2].update(fields)
+        return json.dumps({**coco, "annotations": rows})
+
+    return content
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -413,6 +447,20 @@ def without(coco, key, part=None):
         (lambda coco: without(coco, "area", "annotations"), r"truth\.json: annotation 3 has no 'area'"),
         (lambda coco: without(coco, "segmentation", "annotations"), r"annotation 3 has no 'segmentation'"),
         (lambda coco: json.dumps({**coco, "categories": coco["categories"][:2]}), r"truth\.json: no category 90"),
+        (
+            lambda coco: json.dumps({**coco, "annotations": {"a": 1}}),
+            r"truth\.json: 'annotations' is no list of objects",
+        ),
+        (lambda coco: "[" * 100_000, r"truth\.json: not JSON"),
+        (annotated(segmentation=[[1, 2, 9, 8]]), r"truth\.json: annotation 3 has no polygon of three corners"),
+        (annotated(segmentation="x"), r"truth\.json: annotation 3 has segmentation 'x'; takes polygons or an RLE"),
+        (annotated(image_id="7"), r"truth\.json: annotation 3 has image_id '7'; takes the id of an image"),
+        (annotated(category_id=[1]), r"truth\.json: annotation 3 has category_id \[1\]; takes"),
+        (annotated(bbox=None), r"truth\.json: annotation 3 has bbox None; takes \[x, y, width, height\]"),
+        (annotated(bbox=[1, 2]), r"truth\.json: annotation 3 has bbox \[1, 2\]; takes"),
+        (annotated(area="x"), r"truth\.json: annotation 3 has area 'x'; takes a number of pixels"),
+        (annotated(iscrowd=None), r"truth\.json: annotation 3 has iscrowd None; takes 0 or 1"),
+        (annotated(segmentation={"size": [WIDTH, HEIGHT], "counts": [1]}), r"3 has a mask of \[.*; takes the image's"),
     ],
 )
 def test_ground_truth_at_fault_names_the_file(toy, content, words):

@@ -214,7 +214,19 @@ def change_json(change):
     ("change", "words"),
     [
         (lambda coco: coco.pop("annotations"), r"truth\.json: no 'annotations'"),
-        (lambda coco: coco["annotations"][3].pop("segments_info"), r"truth\.json.*image 3 has no 'segments_info'"),
+        (lambda coco: coco["annotations"][3].pop("segments_info"), r"truth\.json.*annotation 3 has no 'segments_info'"),
+        (lambda coco: coco["annotations"].append(5), r"truth\.json: 'annotations' is no list of objects"),
+        (lambda coco: coco["annotations"][3].update(segments_info=None), r"truth\.json.*image 3.*no list of objects"),
+        (lambda coco: coco["annotations"][3].update(file_name=None), r"truth\.json.*image 3.*file_name None; takes"),
+        (
+            lambda coco: coco["annotations"][3]["segments_info"].append(coco["annotations"][3]["segments_info"][0]),
+            r"truth\.json.*image 3.*each once",
+        ),
+        (
+            lambda coco: coco["annotations"][3]["segments_info"][0].update(id="7"),
+            r"truth\.json.*image 3.*id '7'; takes",
+        ),
+        (lambda coco: coco["annotations"][3]["segments_info"][0].update(category_id=[7]), r"category_id \[7\]; takes"),
         (lambda coco: coco["annotations"][3]["segments_info"][0].pop("id"), r"truth\.json.*image 3.*no 'id'"),
         (lambda coco: coco["annotations"][3]["segments_info"][0].update(category_id=99), r"truth\.json: category 99"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -120,6 +121,41 @@ def test_a_listed_segment_without_a_pixel_does_not_exist(files, side):
     files.rows[side][2]["segments_info"].append({"id": 2**23 + 5, "category_id": 2})
     files.write()
     assert same(files, by_metric=IMAGES)["PQ"] == pytest.approx(before["PQ"], abs=1e-9)
+
+
+def test_void_that_the_truth_lists_is_no_segment(files):
+    before, by_metric = files.score()
+    files.rows["truth"][2]["segments_info"].append({"id": 0, "category_id": 2})
+    files.write()
+    assert same(files, by_metric=by_metric)["PQ"] == pytest.approx(before["PQ"], abs=1e-9)
+
+
+def deep(path):
+    cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("side", ["truth", "found"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: Image.open(path).convert("RGBA").save(path), "RGBA pixels"),
+        (lambda path: Image.open(path).quantize(256).save(path), "P pixels"),
+        (deep, "RGB pixels, 16 bit"),
+    ],
+)
+def test_another_kind_of_png_is_refused_as_the_metric_refuses_it(files, side, change, words):
+    change(files.root / side / "4.png")
+    for per_image in (False, True):
+        with pytest.raises(UserError, match=rf"{side}/4\.png: {words}; a panoptic PNG is RGB"):
+            files.score(per_image=per_image)
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_a_truth_without_images_is_named(files, per_image):
+    files.rows["truth"].clear()
+    files.write()
+    with pytest.raises(UserError, match=r"truth\.json: lists no image"):
+        files.score(per_image=per_image)
 
 
 @pytest.mark.parametrize(

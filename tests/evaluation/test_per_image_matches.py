@@ -12,6 +12,7 @@ from pycocotools import mask as rle
 
 from seg_ext.errors import UserError
 from seg_ext.evaluation import InstanceEvaluator
+from seg_ext.evaluation.artifacts import Artifacts
 from seg_ext.evaluation.coco_engine import accumulate, match_detections
 from seg_ext.evaluation.compare import compare
 from seg_ext.evaluation.per_image import FILE
@@ -103,10 +104,11 @@ def evaluator_of(folder, *, backend="auto", tasks=TASKS[:-1], metrics=("coco", "
 def evaluated(folder, coco, found, **options):
     """The evaluator's scores, and the files and results of a run."""
     evaluator = evaluator_of(folder, **options)
+    artifacts = Artifacts(NAME, [evaluator], folder, per_image=True)
     for image in coco["images"]:
         evaluator.process([{**image, "image_id": image["id"]}], [{"instances": found[image["id"]]}])
     scores = evaluator.evaluate()
-    evaluator.on_matches.finish()
+    artifacts.write(scores)
     nulls = {task: {k: None if np.isnan(v) else v for k, v in values.items()} for task, values in scores.items()}
     (folder / "results.json").write_text(json.dumps({**nulls, "about": {"data": {NAME: {"sha256": "a"}}}}))
     return scores

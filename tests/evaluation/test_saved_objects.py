@@ -126,6 +126,18 @@ def test_instances_score_as_the_file_does_by_pycocotools(toy, task, form):
     assert found[task]["AP"] == pytest.approx(peer_ap(toy, results, task), abs=1e-9)
 
 
+def test_boxes_count_with_all_their_digits(toy):
+    truth = json.loads((toy / "truth.json").read_text())
+    results = results_of(toy)
+    for row, result in zip(truth["annotations"], results, strict=True):
+        x, y, width, height = row["bbox"] = [row["bbox"][0] + 0.37, row["bbox"][1], *row["bbox"][2:]]
+        result["bbox"] = [x + width / 3, y, width, height]  # of IoU 1/2, as far as digits go
+    (toy / "truth.json").write_text(json.dumps(truth))
+    results = [{k: v for k, v in result.items() if k not in ("segmentation", "keypoints")} for result in results]
+    found = scored(read_coco_results(saved(toy, results), NAME), InstanceEvaluator(NAME, tasks=("bbox",)))
+    assert found["bbox"]["AP"] == pytest.approx(peer_ap(toy, results, "bbox"), abs=1e-9)
+
+
 def test_every_image_comes_with_its_record_and_the_fields_of_the_file(toy):
     pairs = list(read_coco_results(saved(toy, results_of(toy)), NAME))
     assert [record["file_name"] for record, _ in pairs] == [f"{10 + i}.jpg" for i in range(6)]
@@ -195,11 +207,19 @@ def cut(results):
     ("change", "words"),
     [
         (changed(4, image_id=99), r"result 4 \(image 99\): the data set has no such image; takes .* 10"),
+        (changed(4, image_id=14.0), r"result 4 \(image 14\.0\): the data set has no such image; takes .* 10"),
         (changed(4, image_id=[1]), r"result 4 .*no such image"),
         (changed(4, category_id=8), r"result 4 \(image 14\): unknown category_id 8; takes one of 3, 7"),
+        (changed(4, category_id=3.0), r"result 4 \(image 14\): unknown category_id 3\.0; takes one of 3, 7"),
         (changed(4, category_id="cat"), r"unknown category_id 'cat'"),
         (changed(4, score=float("nan")), r"result 4 \(image 14\): score nan; takes a finite number"),
         (changed(4, score="0.5"), r"score '0\.5'"),
+        (changed(4, score=10**400), r"score 1000.*; takes a finite number"),
+        (changed(4, bbox=[1e39, 0, 1, 1]), r"bbox \[1e\+39, 0, 1, 1\]; takes"),
+        (
+            changed(4, segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]),
+            r"result 4 .*corner at 1e\+09; takes pixels of the image",
+        ),
         (changed(4, score=None), r"result 4 .*no 'score'"),
         (changed(4, bbox=[1, 2, 3]), r"bbox \[1, 2, 3\]; takes \[x, y, width, height\]"),
         (changed(4, bbox=[1, 2, -3, 4]), r"bbox \[1, 2, -3, 4\]"),
@@ -300,6 +320,7 @@ def segment(**fields):
         (lambda a: a[2].update(segments_info=5), r"annotation 2 .*segments_info is no list"),
         (lambda a: a.append(5), r"'annotations' is no list of objects"),
         (lambda a: a[2].update(file_name="none.png"), r"none\.png"),
+        (lambda a: a[2].update(file_name=5), r"annotation 2 \(image 12\): file_name 5; takes"),
     ],
 )
 def test_panoptic_annotations_at_fault_name_the_file_and_the_entry(toy, change, words):
