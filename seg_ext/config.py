@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +260,7 @@ def refuse_foreign_code(cfg: CfgNode, source: str, remedy: str) -> None:
 
 
 def _merge(cfg: CfgNode, other: CfgNode, source: str) -> None:
-    _check_values(cfg, other, source)
+    _fit_values(cfg, other, source)
     try:
         cfg.merge_from_other_cfg(other)
     except (KeyError, ValueError, AssertionError) as error:
@@ -284,21 +284,30 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
         if leaf not in node:
             node[leaf] = CfgNode._decode_cfg_value(value)
             continue
-        _check_values(node, {leaf: CfgNode._decode_cfg_value(value)}, "command line", key.removesuffix(leaf))
+        given = {leaf: CfgNode._decode_cfg_value(value)}
+        _fit_values(node, given, "command line", key.removesuffix(leaf))
         try:
-            cfg.merge_from_list([key, value])
+            cfg.merge_from_list([key, given[leaf] if isinstance(given[leaf], float) else value])
         except (ValueError, AssertionError, KeyError) as error:
             raise UserError(f"command line: {key} {value}: {' '.join(str(error).split())}") from error
 
 
-def _check_values(cfg: Mapping[str, Any], other: Mapping[str, Any], source: str, prefix: str = "") -> None:
-    """Refuse a key without a value, which yacs lets pass, where the default is a number, a truth value or a list."""
+def _fit_values(cfg: Mapping[str, Any], other: MutableMapping[str, Any], source: str, prefix: str = "") -> None:
+    """Make a whole number a float where the default is one, which yacs refuses; refuse keys without a value.
+
+    Those yacs lets pass, where the default is a number, a truth value or a list, or answers with the whole node.
+    """
     for key, value in other.items():
         default = cfg.get(key)
-        if isinstance(value, Mapping) and isinstance(default, Mapping):
-            _check_values(default, value, source, f"{prefix}{key}.")
+        if isinstance(value, MutableMapping) and isinstance(default, Mapping):
+            _fit_values(default, value, source, f"{prefix}{key}.")
+        elif value is None and isinstance(default, Mapping):
+            keys = f"keys such as {', '.join([*default][:3])}" if default else "{}"
+            raise UserError(f"{source}: {prefix}{key} has no value; takes {keys}")
         elif value is None and isinstance(default, (int, float, list, tuple)):
             raise UserError(f"{source}: {prefix}{key} has no value; takes one such as {default!r}")
+        elif isinstance(default, float) and type(value) is int:
+            other[key] = float(value)
 
 
 def _unknown_key(cfg: CfgNode, key: str) -> str:

@@ -49,6 +49,20 @@ def test_a_number_or_list_left_empty_is_named(write, key: str) -> None:
     assert cfg.SOLVER.WEIGHT_DECAY_BIAS is cfg.MODEL.BN.EPS is None
 
 
+def test_a_section_left_empty_is_named(write) -> None:
+    assert "x.yaml: SOLVER has no value; takes keys such as" in refusal(write("SOLVER:\n"))
+    assert "x.yaml: MODEL.SEM_SEG_HEAD.DECODER.ARGS has no value; takes {}" in refusal(
+        write("MODEL: {SEM_SEG_HEAD: {DECODER: {ARGS: }}}")
+    )
+
+
+def test_a_whole_number_does_where_a_float_is_the_default(write) -> None:
+    cfg = load_config(write("SOLVER: {BASE_LR: 1}"), ["SOLVER.GAMMA", "0"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA) == (1.0, 0.0)
+    assert isinstance(cfg.SOLVER.BASE_LR, float) and isinstance(cfg.SOLVER.GAMMA, float)
+    assert "SOLVER.MAX_ITER" in refusal(write("SOLVER: {MAX_ITER: 1.5}"))
+
+
 @pytest.mark.parametrize("text", ["MODEL: [", "x: !!python/object/apply:os.system ['true']", "- 1\n- 2", "just words"])
 def test_what_is_no_plain_mapping_is_refused(write, text: str) -> None:
     assert "x.yaml" in refusal(write(text))

@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {  # what is given: overrides, what 
     "v2 of a negative rate": (head("deeplabv2", RES, rates=[6, -6]), r"rates of integers >= 1, not \[6, -6\]"),
     "v3 without rates": (head("deeplabv3", RES, rates=[]), r"takes one or more rates .*not \[\]"),
     "v3 of a negative rate": (head("deeplabv3", RES, rates=[-6]), r"rates of integers >= 1, not \[-6\]"),
-    "v3 of half a rate": (head("deeplabv3", RES, rates=[1.5]), r"rates of integers >= 1, not \[1.5\]"),
+    "v3 of half a rate": (head("deeplabv3", RES, rates=[1.5]), r"rates \[1.5\] takes a list of whole numbers or None"),
     "v3+ without rates": (head("deeplabv3plus", ["res2", "res5"], rates=[]), r"takes one or more rates .*not \[\]"),
     "v3+ of rate 0": (head("deeplabv3plus", ["res2", "res5"], rates=[6, 0]), r"rates of integers >= 1, not \[6, 0\]"),
     "v3+ on four maps": (head("deeplabv3plus", RES), r"takes exactly 2 features .* not \['res2', "),

@@ -137,8 +137,9 @@ def _notes(result: Analysis) -> list[str]:
         notes.append(f"The model pads the image to {_pixels(result.padded)} pixels.")
     if result.proposals:
         notes.append(
-            f"Instance heads: on {result.proposals} proposals and {result.masks} masks an image (in training as "
-            "many as are sampled); without the choice of proposals, ROI pooling, NMS, pasting and instance losses."
+            f"Instance heads: on {result.proposals} proposals and {result.masks} masks or sets of keypoints an image "
+            "(in training as many as are sampled); without the choice of proposals, ROI pooling, NMS, pasting and "
+            "instance losses."
         )
     if result.left_out:
         notes.append(f"Left out: {', '.join(result.left_out)}.")

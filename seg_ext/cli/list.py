@@ -12,6 +12,7 @@ from typing import Any
 
 HELP = "list decoders, backbones, losses, augmentations, data sets and configs"
 KINDS = ("decoders", "backbones", "losses", "augmentations", "datasets", "configs")
+_ALSO = {"encoders": "backbones"}  # what papers call them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +25,13 @@ def run(args: argparse.Namespace) -> int:
     import seg_ext
     from seg_ext.errors import UserError
 
-    unknown = [kind for kind in args.kinds if kind not in KINDS]
+    kinds = [_ALSO.get(kind, kind) for kind in args.kinds]
+    unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise UserError(f"seg-ext list {unknown[0]}: takes some of {', '.join(KINDS)}")
     seg_ext.register()
     captions = _captions()
-    for kind in args.kinds or KINDS:
+    for kind in kinds or KINDS:
         rows = captions[kind]()
         width = max(map(len, rows))
         print(f"{kind}", *(f"  {name:{width}}  {text}".rstrip() for name, text in rows.items()), sep="\n")

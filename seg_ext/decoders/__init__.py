@@ -2,8 +2,9 @@
 
 `Decoder(in_features: dict[str, FeatureSpec], num_classes, *, norm, ...)`, features shallow to deep;
 `forward(dict[str, Tensor]) -> dict[str, Tensor]`: "logits" (N, K, h, w) at `decoder.out_stride` and, in training only,
-spatial "aux_<name>" and image-level "image_<name>". A decoder whose logits of stride 1 do not begin at the image's
-first pixel has `out_offset`, the place of that pixel in them; a negative one means that they begin inside the image.
+spatial "aux_<name>" and image-level "image_<name>"; a decoder that gives the latter names them in `image_outputs`. One
+whose logits of stride 1 do not begin at the image's first pixel has `out_offset`, the place of that pixel in them; a
+negative one means that they begin inside the image.
 """
 
 from torch import nn

@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from seg_ext.layers import FeatureSpec
 
+INDICES = "_indices"
+"""Ends the names of maps that hold the places of maxima, which are no features."""
+
 
 def check_features(
     decoder: str,
@@ -16,6 +19,7 @@ def check_features(
     at_least: int = 1,
     at_most: int | None = None,
     offsets: bool = False,
+    indices: bool = False,
 ) -> None:
     """Raise unless there are as many features as the decoder takes, shallow to deep, and at least one class.
 
@@ -26,6 +30,7 @@ def check_features(
         at_least: fewest features.
         at_most: most features, None for any number.
         offsets: whether the decoder can place maps whose grid does not begin at the image's first pixel.
+        indices: whether it takes pooling indices.
 
     Raises:
         ValueError: what was given and what the decoder takes.
@@ -42,6 +47,8 @@ def check_features(
     shifted = {name: spec.offset for name, spec in in_features.items() if spec.offset}
     if shifted and not offsets:
         raise ValueError(f"{decoder} takes features of offset 0, not {shifted}")
+    if not indices and any(name.endswith(INDICES) for name in names):
+        raise ValueError(f"{decoder} takes features, no pooling indices, not {names}")
     if num_classes < 1:
         raise ValueError(f"{decoder} takes num_classes >= 1, not {num_classes}")
 
@@ -54,9 +61,13 @@ def check_dropout(decoder: str, dropout: float) -> None:
 
 def check_sizes(decoder: str, name: str, values: Sequence[int]) -> None:
     """Raise unless every value of the argument `name` (rates, bins, channels) is an integer of at least 1."""
-    if not isinstance(values, Sequence) or any(not isinstance(value, int) or value < 1 for value in values):
+    if not isinstance(values, Sequence) or not all(_whole(value) for value in values):
         given = list(values) if isinstance(values, Sequence) else values
         raise ValueError(f"{decoder} takes {name} of integers >= 1, not {given}")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def auxiliary_feature(decoder: str, in_features: dict[str, FeatureSpec], aux: str | bool | None) -> str | None:

@@ -17,7 +17,7 @@ from .contract import check_dropout, check_features, check_sizes
 class DeepLabV3Plus(nn.Module):
     """ASPP on the deepest feature, resized to the shallow one, joined with its projection, two 3x3 convolutions.
 
-    Section 3.2 of the paper; order of the concatenation and dropout of the released code.
+    Figure 2 of the paper; order of the concatenation and dropout of the released code.
     """
 
     def __init__(

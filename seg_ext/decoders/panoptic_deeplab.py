@@ -1,4 +1,4 @@
-"""Panoptic-DeepLab's decoders: class scores, and centres with offsets to them (Cheng et al., 2020, section 3.2)."""
+"""Panoptic-DeepLab's decoders: class scores, and centres with offsets to them (Cheng et al., 2020, figure 2)."""
 
 from __future__ import annotations
 

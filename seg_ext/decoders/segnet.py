@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from seg_ext.layers import ConvNormAct, FeatureSpec, Norm, he_fan_in, score_layer
 
-from .contract import check_dropout, check_features, check_sizes
+from .contract import INDICES, check_dropout, check_features, check_sizes
 
-SUFFIX = "_indices"
 DROPOUT_FROM = 3  # stage of both released Bayesian nets, counted from the image, from which on dropout follows
 
 
@@ -44,10 +43,10 @@ class Unpooling(nn.Module):
         """
         super().__init__()
         name = type(self).__name__
-        check_features(name, in_features, num_classes)
+        check_features(name, in_features, num_classes, indices=True)
         check_dropout(name, dropout)
-        self.indices = [feature for feature in in_features if feature.endswith(SUFFIX)]
-        self.deepest = self.indices[-1].removesuffix(SUFFIX) if self.indices else ""
+        self.indices = [feature for feature in in_features if feature.endswith(INDICES)]
+        self.deepest = self.indices[-1].removesuffix(INDICES) if self.indices else ""
         first, deep = next(iter(in_features)), in_features.get(self.deepest)
         self.out_stride = in_features[first].stride
         strides = [in_features[feature].stride for feature in self.indices]
@@ -122,7 +121,7 @@ class SegNet(Unpooling):
 
 
 class SegNetBasic(Unpooling):
-    """SegNet-Basic: a 7x7 convolution with norm after every unpooling, then a 1x1 classifier (section 4.1).
+    """SegNet-Basic: a 7x7 convolution with norm after every unpooling, then a 1x1 classifier (section 3.1).
 
     On four poolings of 64 channels it is the paper's; its encoder has 7x7 convolutions with norm and ReLU.
     """

@@ -16,7 +16,7 @@ MERGES = ("sum", "cat")
 
 
 class SemanticFPN(nn.Module):
-    """Each level convolved and doubled until it has the shallowest one's size, then merged and scored (section 3.2).
+    """Each level convolved and doubled until it has the shallowest one's size, then merged and scored (figure 3).
 
     On an FPN's p2 to p5 with GroupNorm the defaults are detectron2's head. With `pyramid` the top-down path is built
     here, on a backbone's own features (Lin et al., 2017, without the 3x3 convolutions behind its sums).

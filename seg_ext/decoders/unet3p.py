@@ -118,6 +118,7 @@ class UNet3Plus(nn.Module):
         supervised = zip(self.names, widths if deep_supervision else widths[:1], strict=False)
         self.heads = nn.ModuleDict({name: conv(width, num_classes) for name, width in supervised})
         self.cgm = nn.Sequential(nn.Dropout(dropout), conv(widths[-1], 2, kernel_size=1)) if cgm else None
+        self.image_outputs = ("image_cgm",) if cgm else ()
         self.background = int(num_classes > 1)  # channels before the foreground's
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -129,6 +129,8 @@ class VGG(Encoder):
             raise ValueError("VGG takes mirror only with valid convolutions")
         if not 0 <= dropout < 1:
             raise ValueError(f"VGG takes 0 <= dropout < 1, not {dropout}")
+        if width < 1:
+            raise ValueError(f"VGG takes width >= 1, not {width}")
         self.in_channels = in_channels
         self.pools, self.pool_kernel, self.ceil_mode = tuple(pools[: len(stages)]), pool_kernel, ceil_mode
         self.indices, self.average, self.dropout_after = indices, average, tuple(dropout_after)

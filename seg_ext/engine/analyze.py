@@ -71,8 +71,8 @@ class Memory:
 class Analysis:
     """All of it; ``modules`` in their order in the model, ``uncounted`` operators with their number of calls.
 
-    ``proposals`` and ``masks`` say how many regions of an image the instance heads were counted on, ``weights`` the
-    bytes of parameters and buffers, ``left_out`` which parts of the model were not run.
+    ``proposals`` and ``masks`` (or sets of keypoints) say how many regions of an image the instance heads were counted
+    on, ``weights`` the bytes of parameters and buffers, ``left_out`` which parts of the model were not run.
     """
 
     model: str
@@ -139,11 +139,11 @@ def analyze(cfg: CfgNode, *, size: Sequence[int] | None = None, batches: Sequenc
 
 
 def training_size(cfg: CfgNode) -> tuple[int, int]:
-    """Height and width of the last augmentation in INPUT.AUGMENTATIONS that has a size, else 512x512 pixels."""
+    """Height and width of the last augmentation in INPUT.AUGMENTATIONS that has a size in pixels, else 512x512."""
     for entry in reversed(cfg.INPUT.AUGMENTATIONS):
         size = entry.get("size") if isinstance(entry, Mapping) else None
-        if isinstance(size, Sequence) and len(size) == 2:
-            return int(size[0]), int(size[1])
+        if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(x, int) and x > 0 for x in size):
+            return size[0], size[1]
     return DEFAULT_SIZE
 
 

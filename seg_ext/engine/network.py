@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 from torch import Tensor, nn
 
 from seg_ext.errors import UserError
@@ -40,18 +40,25 @@ class Network(nn.Module):
         for name in ("backbone", "sem_seg_head", "proposal_generator", "roi_heads", "ins_embed_head"):
             setattr(self, name, getattr(model, name, None))
         self.left_out = [name for name, _ in model.named_children() if not hasattr(self, name)]
+        if self.roi_heads is not None and not self._knows_regions:
+            self.left_out += ["proposal_generator", "roi_heads"]
         self.train(model.training)
 
     @property
+    def _knows_regions(self) -> bool:
+        return isinstance(self.roi_heads, (StandardROIHeads, Res5ROIHeads)) and isinstance(self.proposal_generator, RPN)
+
+    @property
     def regions(self) -> tuple[int, int]:
-        """How many region proposals and masks of an image are counted."""
-        if not isinstance(self.roi_heads, StandardROIHeads) or not isinstance(self.proposal_generator, RPN):
+        """How many region proposals of an image are counted, and how many masks, or sets of keypoints."""
+        if not self._knows_regions:
             return 0, 0
+        found = bool(_finders(self.roi_heads))
         if self.training:
             boxes = self.roi_heads.batch_size_per_image
-            return boxes, int(boxes * self.roi_heads.positive_fraction) * self.roi_heads.mask_on
+            return boxes, int(boxes * self.roi_heads.positive_fraction) * found
         last = _stages(self.roi_heads.box_predictor)[-1]
-        return self.proposal_generator.post_nms_topk[False], last.test_topk_per_image * self.roi_heads.mask_on
+        return self.proposal_generator.post_nms_topk[False], last.test_topk_per_image * found
 
     def padded(self, size: Sequence[int]) -> tuple[int, int]:
         """The size to which the model pads an image of this size."""
@@ -84,7 +91,10 @@ class Network(nn.Module):
     def loss(self, image: Tensor, target: Tensor) -> Tensor:
         """A scalar whose gradient reaches every parameter, in training; the instance heads' is their plain sum."""
         features = self.backbone(image)
-        losses = [] if self.sem_seg_head is None else list(self.sem_seg_head(features, target)[1].values())
+        targets: Any = target
+        if getattr(self.sem_seg_head, "needs_weights", False):
+            targets = {"sem_seg": target, "weight": torch.ones_like(target, dtype=image.dtype)}
+        losses = [] if self.sem_seg_head is None else list(self.sem_seg_head(features, targets)[1].values())
         losses += [x.sum() for x in self._of_regions(features, len(image))]
         if self.ins_embed_head is not None:
             losses += [x.sum() for x in self.ins_embed_head(features, image.shape[2:])]
@@ -97,13 +107,30 @@ class Network(nn.Module):
         rpn, heads = self.proposal_generator, self.roi_heads
         for outputs in rpn.rpn_head([features[name] for name in rpn.in_features]):
             yield from outputs
-        like = features[heads.box_in_features[0]]
-        pooled = like.new_zeros(images * boxes, like.shape[1], *heads.box_pooler.output_size)
+
+        def pooled(number: int, names: Sequence[str], pooler: Any) -> Tensor:
+            like = features[names[0]]
+            return like.new_zeros(images * number, like.shape[1], *pooler.output_size)
+
+        if isinstance(heads, Res5ROIHeads):
+            x = heads.res5(pooled(boxes, heads.in_features, heads.pooler))
+            yield from heads.box_predictor(x.mean((2, 3)))
+            if masks and not self.training:  # what is found runs through res5 again
+                x = heads.res5(pooled(masks, heads.in_features, heads.pooler))
+            if masks:
+                yield heads.mask_head.layers(x[: images * masks])
+            return
+        x = pooled(boxes, heads.box_in_features, heads.box_pooler)
         for head, predictor in zip(_stages(heads.box_head), _stages(heads.box_predictor), strict=True):
-            yield from predictor(head(pooled))
-        if masks:
-            like = features[heads.mask_in_features[0]]
-            yield heads.mask_head.layers(like.new_zeros(images * masks, like.shape[1], *heads.mask_pooler.output_size))
+            yield from predictor(head(x))
+        for kind in _finders(heads) if masks else ():
+            x = pooled(masks, getattr(heads, f"{kind}_in_features"), getattr(heads, f"{kind}_pooler"))
+            yield getattr(heads, f"{kind}_head").layers(x)
+
+
+def _finders(heads: Any) -> list[str]:
+    """What the heads find in a box."""
+    return [kind for kind in ("mask", "keypoint") if getattr(heads, f"{kind}_on", False)]
 
 
 def _stages(module: nn.Module) -> list[Any]:

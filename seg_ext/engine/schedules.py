@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from math import cos, pi
+from math import cos, inf, pi
 
 import torch
 from detectron2.config import CfgNode
@@ -13,6 +14,7 @@ from fvcore.common.param_scheduler import ParamScheduler
 
 from seg_ext.errors import UserError
 
+logger = logging.getLogger(__name__)
 Curve = Callable[[float], float]
 _ROUNDING = 1e-9  # of t, so that a step is not an iteration late
 
@@ -22,6 +24,7 @@ def _constant(solver: CfgNode) -> Curve:
 
 
 def _poly(solver: CfgNode) -> Curve:
+    _check(solver, "POLY_LR_POWER")
     return lambda t: (1 - t) ** solver.POLY_LR_POWER
 
 
@@ -33,14 +36,20 @@ def _cosine(solver: CfgNode) -> Curve:
 
 
 def _multi_step(solver: CfgNode) -> Curve:
-    if list(solver.STEPS) != sorted(solver.STEPS) or any(step < 0 for step in solver.STEPS):
-        raise UserError(f"SOLVER.STEPS {tuple(solver.STEPS)}: takes iterations in ascending order")
+    steps = list(solver.STEPS)
+    if any(type(step) is not int or step < 0 for step in steps) or steps != sorted(steps):
+        raise UserError(f"SOLVER.STEPS {tuple(steps)}: takes iterations in ascending order")
+    late = [step for step in steps if step > solver.MAX_ITER]
+    if late:
+        logger.warning("SOLVER.STEPS %s never come: MAX_ITER is %d", late, solver.MAX_ITER)
+    _check(solver, "GAMMA")
     return lambda t: solver.GAMMA ** sum(step / solver.MAX_ITER <= t + _ROUNDING for step in solver.STEPS)
 
 
 def _even_steps(solver: CfgNode) -> Curve:
     if solver.NUM_DECAYS < 0:
         raise UserError(f"SOLVER.NUM_DECAYS {solver.NUM_DECAYS}: takes a number >= 0")
+    _check(solver, "GAMMA")
     return lambda t: solver.GAMMA ** min(int((t + _ROUNDING) * (solver.NUM_DECAYS + 1)), solver.NUM_DECAYS)
 
 
@@ -77,11 +86,21 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMult
     if name.startswith("Warmup"):
         if solver.WARMUP_METHOD not in ("linear", "constant"):
             raise UserError(f"SOLVER.WARMUP_METHOD {solver.WARMUP_METHOD!r}: takes linear or constant")
+        for key in ("WARMUP_ITERS", "WARMUP_FACTOR"):
+            _check(solver, key)
         length = min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0)
+        if length == 1:
+            key = f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS}"
+            logger.warning("%s: the warm-up takes all of MAX_ITER %d; it never gets to BASE_LR", key, solver.MAX_ITER)
         curve = WarmupParamScheduler(
             curve, solver.WARMUP_FACTOR, length, solver.WARMUP_METHOD, solver.RESCALE_INTERVAL and length < 1
         )
     return LRMultiplier(optimizer, multiplier=curve, max_iter=solver.MAX_ITER)
+
+
+def _check(solver: CfgNode, key: str) -> None:
+    if not 0 <= solver[key] < inf:
+        raise UserError(f"SOLVER.{key} {solver[key]}: takes a number >= 0")
 
 
 class _Scheduler(ParamScheduler):

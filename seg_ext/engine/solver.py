@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 def _sgd(params: Any, solver: CfgNode) -> torch.optim.Optimizer:
+    if not 0 <= solver.MOMENTUM < 1 or (solver.NESTEROV and not solver.MOMENTUM):
+        raise UserError(f"SOLVER.MOMENTUM {solver.MOMENTUM}: takes a number >= 0 and < 1, above 0 with NESTEROV")
     return torch.optim.SGD(params, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
 
 
@@ -37,6 +39,8 @@ OPTIMIZERS: dict[str, Callable[[Any, CfgNode], torch.optim.Optimizer]] = {
     "SCHEDULE_FREE_ADAMW": build_schedule_free,
 }
 CLIP_TYPES = ("value", "norm", "full_model")
+_FACTORS = ("BACKBONE_LR_FACTOR", "HEAD_LR_FACTOR", "BIAS_LR_FACTOR")
+_DECAYS = ("WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -48,14 +52,15 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     a norm's too, WEIGHT_DECAY_BIAS where that is given.
 
     Raises:
-        UserError: an unknown name, a factor below 0, a model without a trainable parameter.
+        UserError: an unknown name, a rate, factor or decay below 0, a model without a trainable parameter.
     """
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         raise UserError(f"SOLVER.OPTIMIZER {solver.OPTIMIZER!r}: takes one of {', '.join(OPTIMIZERS)}")
-    for key in ("BACKBONE_LR_FACTOR", "HEAD_LR_FACTOR", "BIAS_LR_FACTOR"):
-        if not 0 <= solver[key] < float("inf"):
-            raise UserError(f"SOLVER.{key} {solver[key]}: takes a number >= 0")
+    for key in ("BASE_LR", *_FACTORS, *_DECAYS):
+        value = solver[key]
+        if value is not None and not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+            raise UserError(f"SOLVER.{key} {value}: takes a number >= 0")
 
     def factor(name: str) -> float:
         part = solver.BACKBONE_LR_FACTOR if name.startswith("backbone.") else solver.HEAD_LR_FACTOR
@@ -86,6 +91,8 @@ def _clipped(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Opti
         raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: takes one of {', '.join(CLIP_TYPES)}")
     if not clip.CLIP_VALUE > 0:
         raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE {clip.CLIP_VALUE}: takes a number above 0")
+    if not clip.NORM_TYPE > 0:
+        raise UserError(f"SOLVER.CLIP_GRADIENTS.NORM_TYPE {clip.NORM_TYPE}: takes a number above 0")
     if clip.CLIP_TYPE != "full_model":
         return maybe_add_gradient_clipping(cfg, optimizer)
 

@@ -45,7 +45,7 @@ def inverse_frequency(counts: ArrayLike) -> NDArray[np.float64]:
 
 
 def effective_number(counts: ArrayLike, *, beta: float = 0.9999) -> NDArray[np.float64]:
-    """``(1 - beta) / (1 - beta^n_c)``, scaled to a mean of 1 over the classes that occur (Cui et al., 2019, eq. 3).
+    """``(1 - beta) / (1 - beta^n_c)``, scaled to a mean of 1 over the classes that occur (Cui et al., 2019, section 4).
 
     Args:
         counts: (K,), samples of each class; of pixels, which are far from independent, counts of images serve better.

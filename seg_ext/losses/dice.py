@@ -21,7 +21,7 @@ def dice(
 ) -> Tensor:
     """Dice: mean over the classes of ``1 - (2 sum p g + smooth) / (sum p + sum g + smooth)``, g being 0 or 1.
 
-    U-Net++'s ``0.5 BCE - Dice`` (Zhou et al., 2018, eq. 3) is cross_entropy of weight 0.5 and this one, less 1.
+    U-Net++'s ``0.5 BCE - Dice`` (Zhou et al., 2018, eq. 2) is cross_entropy of weight 0.5 and this one, less 1.
 
     Args:
         logits: (N, K, H, W); K = 1 is a sigmoid channel, whose foreground alone counts.

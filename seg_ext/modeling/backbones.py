@@ -25,6 +25,8 @@ def build_seg_ext_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
         ("BASIC_DILATION", keys.BASIC_DILATION, ("both", "first")),
         ("CASCADE", keys.CASCADE, tuple(range(MAX_CASCADE + 1))),
         ("RES2_OUT_CHANNELS", keys.RES2_OUT_CHANNELS, (64,) if keys.DEPTH < 50 else (256,)),
+        ("RES5_DILATION", keys.RES5_DILATION, (1,)),  # OUTPUT_STRIDE and DILATIONS take the place of it
+        ("DEFORM_ON_PER_STAGE", any(keys.DEFORM_ON_PER_STAGE), (False,)),
     ):
         if value not in accepted:
             raise UserError(f"MODEL.RESNETS.{key} {value!r}: takes {' or '.join(map(repr, accepted))} here")
@@ -35,6 +37,9 @@ def build_seg_ext_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
         len(keys.DILATIONS) == count and all(isinstance(rate, int) and rate > 0 for rate in keys.DILATIONS)
     ):
         raise UserError(f"MODEL.RESNETS.DILATIONS {keys.DILATIONS}: takes none, or {count} whole numbers >= 1 here")
+    for key, least in (("STEM_OUT_CHANNELS", 1 + keys.DEEP_STEM), ("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 1)):
+        if keys[key] < least:
+            raise UserError(f"MODEL.RESNETS.{key} {keys[key]}: takes a number >= {least} here")
     stem = Stem(input_shape.channels, keys.STEM_OUT_CHANNELS, norm=norm, deep=keys.DEEP_STEM)
     stages = build_stages(
         keys.DEPTH,
@@ -74,4 +79,6 @@ def build_seg_ext_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 
 def _pyramid(keys: CfgNode, bottom_up: Backbone) -> FPN:
     norm = norm_layer(keys.NORM, "MODEL.FPN.NORM")
+    if keys.OUT_CHANNELS < 1:
+        raise UserError(f"MODEL.FPN.OUT_CHANNELS {keys.OUT_CHANNELS}: takes a number >= 1")
     return FPN(bottom_up, keys.IN_FEATURES, out_channels=keys.OUT_CHANNELS, norm=norm)

@@ -31,9 +31,9 @@ def configure_batch_norm(
     Raises:
         UserError: a value outside its range.
     """
-    if momentum is not None and not 0 <= momentum <= 1:
+    if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
         raise UserError(f"MODEL.BN.MOMENTUM {momentum}: takes the share of a new batch, from 0 to 1, or None")
-    if eps is not None and not 0 < eps < float("inf"):
+    if eps is not None and not (_is_number(eps) and 0 < eps < float("inf")):
         raise UserError(f"MODEL.BN.EPS {eps}: takes a number above 0, or None")
     if frozen not in _FROZEN:
         raise UserError(f"MODEL.BN.FROZEN {frozen!r}: takes {', '.join(map(repr, _FROZEN))}")
@@ -48,6 +48,10 @@ def configure_batch_norm(
             _freeze(layer)
         level = logging.INFO if chosen else logging.WARNING
         logger.log(level, "MODEL.BN.FROZEN %s: %d of %d BatchNorm layers", frozen, len(chosen), len(layers))
+
+
+def _is_number(value: object) -> bool:  # the default None lets a config have anything
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _freeze(layer: nn.Module) -> None:

@@ -20,7 +20,7 @@ class EncoderBackbone(Backbone):
     def __init__(self, encoder: Encoder, out_features: Sequence[str], *, key: str = "OUT_FEATURES") -> None:
         """Hold the encoder; ``key`` names ``out_features`` in the refusal of a map that it does not give."""
         super().__init__()
-        if not out_features or not set(out_features) <= set(encoder.specs):
+        if not out_features or any(name not in list(encoder.specs) for name in out_features):
             raise UserError(f"{key} {list(out_features)}: takes some of {', '.join(encoder.specs)}")
         self.encoder = encoder
         self._names = tuple(name for name in encoder.specs if name in out_features)

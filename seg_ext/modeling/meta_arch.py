@@ -102,6 +102,7 @@ class PanopticSegmentor(nn.Module):
     def from_config(cls, cfg) -> dict[str, Any]:
         """Arguments of the constructor; an empty NAME means no such head."""
         model = cfg.MODEL
+        _check_pixels(model.PIXEL_MEAN, model.PIXEL_STD)
         backbone = build_backbone(cfg)
         shape = backbone.output_shape()
         _check_heads(model, shape)
@@ -355,11 +356,21 @@ def _labels(output: Mapping[str, Any]) -> Tensor:
     return labels
 
 
+def _check_pixels(mean: Sequence[Any], std: Sequence[Any]) -> None:
+    """Refuse what is no mean and divisor for every channel of an image."""
+    numbers = all(isinstance(x, (int, float)) for x in (*mean, *std))
+    if not mean or len(mean) != len(std) or not numbers or not all(x > 0 for x in std):
+        raise UserError(
+            f"MODEL.PIXEL_MEAN {list(mean)} and PIXEL_STD {list(std)}: take a number for each channel of the image, "
+            "PIXEL_STD above 0"
+        )
+
+
 def _check_heads(model: CfgNode, shapes: Mapping[str, Any]) -> None:
     """Refuse thing ids that are no classes, and region heads on maps that the backbone cannot give."""
     head, names = model.SEM_SEG_HEAD, model.ROI_HEADS.IN_FEATURES
     classes = max(head.NUM_CLASSES, 2)
-    strange = [i for i in head.THING_IDS if not 0 <= i < classes]
+    strange = [i for i in head.THING_IDS if type(i) is not int or not 0 <= i < classes]
     if head.NAME and strange:
         raise UserError(f"MODEL.SEM_SEG_HEAD.THING_IDS has {strange[0]}: takes semantic classes, 0 to {classes - 1}")
     if bool(model.PROPOSAL_GENERATOR.NAME) != bool(model.ROI_HEADS.NAME):

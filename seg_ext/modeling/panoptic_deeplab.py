@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from seg_ext.decoders.panoptic_deeplab import PanopticDeepLabInstances
 from seg_ext.errors import UserError
 from seg_ext.layers import resize_to
+from seg_ext.modeling.arguments import check_types
 from seg_ext.modeling.norm import norm_layer
 from seg_ext.modeling.seg_head import check_arguments, has_target, select_features
 from seg_ext.postprocess import centre_targets, group_pixels
 from seg_ext.postprocess.centres import STUFF, VOID
 
 _KEY = "MODEL.INS_EMBED_HEAD"
+_NUMBERS = ("CENTER_WEIGHT", "OFFSET_WEIGHT", "SMALL_AREA", "SMALL_WEIGHT", "TOP_K", "STUFF_AREA")
 
 
 class InstanceEmbeddingHead(nn.Module):
@@ -74,10 +77,15 @@ class InstanceEmbeddingHead(nn.Module):
             raise UserError(f"{_KEY}.NAME {keys.NAME}: needs {{NAME: panoptic_ids}} in INPUT.TARGETS")
         if keys.NMS_KERNEL < 1 or keys.NMS_KERNEL % 2 == 0:
             raise UserError(f"{_KEY}.NMS_KERNEL {keys.NMS_KERNEL}: takes an odd number of pixels")
+        for key in _NUMBERS:
+            if not 0 <= keys[key] < inf:
+                raise UserError(f"{_KEY}.{key} {keys[key]}: takes a number >= 0")
         check_arguments(f"{_KEY}.ARGS", PanopticDeepLabInstances.__init__, args, {"in_features"})
+        check_types(f"{_KEY}.ARGS", PanopticDeepLabInstances.__init__, args)
         features = select_features(input_shape, keys.IN_FEATURES, key=f"{_KEY}.IN_FEATURES")
+        norm = norm_layer(keys.NORM, f"{_KEY}.NORM")
         try:
-            branch = PanopticDeepLabInstances(features, norm=norm_layer(keys.NORM, f"{_KEY}.NORM"), **args)
+            branch = PanopticDeepLabInstances(features, norm=norm, **args)
         except (ValueError, TypeError) as error:
             raise UserError(f"{_KEY}: {error}") from error
         return {

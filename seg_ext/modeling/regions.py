@@ -17,7 +17,7 @@ def check_given(key: str, names: Sequence[str], shapes: Mapping[str, Any]) -> No
     Raises:
         UserError: with the maps that there are.
     """
-    missing = [name for name in names if name not in shapes]
+    missing = [str(name) for name in names if name not in list(shapes)]
     if missing or not names:
         what = f"{', '.join(missing)} not given by the backbone" if missing else "is empty"
         raise UserError(f"{key} {list(names)}: {what}, which gives {', '.join(shapes)}")

@@ -77,7 +77,7 @@ class ResNet(Backbone):
         """
         super().__init__()
         known = ["conv1", "stem", *(f"res{number}" for number in range(2, 2 + len(stages)))]
-        if not out_features or not set(out_features) <= set(known):
+        if not out_features or any(name not in known for name in out_features):
             raise UserError(f"MODEL.RESNETS.OUT_FEATURES {list(out_features)}: takes some of {', '.join(known)} here")
         self.stem = stem
         deepest = max(known.index(name) for name in out_features)

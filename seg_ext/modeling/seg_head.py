@@ -20,6 +20,7 @@ from seg_ext.decoders import DECODERS
 from seg_ext.errors import UserError
 from seg_ext.layers import FeatureSpec, resize_to
 from seg_ext.losses import IMAGE_LOSSES, LOSSES
+from seg_ext.modeling.arguments import check_types
 from seg_ext.modeling.norm import norm_layer
 from seg_ext.modeling.regions import check_given
 
@@ -67,11 +68,15 @@ class SegHead(nn.Module):
         self._aux_weight = aux_weight
         self._loss_weight = loss_weight
         self._align_corners = align_corners
+        self.needs_weights = _weighted(losses)  # among the targets, see losses()
 
     @classmethod
     def from_config(cls, cfg, input_shape: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the constructor from MODEL.SEM_SEG_HEAD and the backbone's ``output_shape()``."""
         head = cfg.MODEL.SEM_SEG_HEAD
+        for key in ("AUX_WEIGHT", "LOSS_WEIGHT"):
+            if not 0 <= head[key] < math.inf:
+                raise UserError(f"{_HEAD}.{key} {head[key]}: takes a number >= 0")
         decoder = build_decoder(
             head.DECODER.NAME,
             select_features(input_shape, head.IN_FEATURES),
@@ -80,8 +85,8 @@ class SegHead(nn.Module):
             args=dict(head.DECODER.ARGS),
         )
         losses = build_losses(head.LOSSES, head.NUM_CLASSES)
-        bordered = any(name == "border_weighted_cross_entropy" for name, _, _ in losses)
-        if bordered and not has_target(cfg.INPUT.TARGETS, "border_weight"):
+        _check_image_losses([name for name, _, _ in losses], head.DECODER.NAME, getattr(decoder, "image_outputs", ()))
+        if _weighted(losses) and not has_target(cfg.INPUT.TARGETS, "border_weight"):
             raise UserError(f"{_HEAD}.LOSSES border_weighted_cross_entropy: needs border_weight in INPUT.TARGETS")
         return {
             "decoder": decoder,
@@ -166,8 +171,7 @@ class SegHead(nn.Module):
             of_image = output.startswith("image_")
             matching = [entry for entry in self._losses if (entry[0] in IMAGE_LOSSES) == of_image]
             if not matching:
-                known = ", ".join(IMAGE_LOSSES if of_image else LOSSES)
-                raise UserError(f"{_HEAD}.LOSSES has none for the decoder's output {output!r}: add one of {known}")
+                raise UserError(_without_loss(output))
             if not of_image and not inset:
                 x = self._to_size(x, target.shape[-2:])
             scale = self._loss_weight * (1.0 if output == "logits" or of_image else self._aux_weight)
@@ -238,7 +242,9 @@ def build_decoder(
         UserError: an unknown name, something that is no module class, an argument the decoder does not take or refuses.
     """
     decoder_class = find_decoder(name)
-    check_arguments(f"{_HEAD}.DECODER.ARGS of {name}", decoder_class.__init__, args, {"in_features", "num_classes"})
+    where = f"{_HEAD}.DECODER.ARGS of {name}"
+    check_arguments(where, decoder_class.__init__, args, {"in_features", "num_classes"})
+    check_types(where, decoder_class.__init__, args)
     try:
         return decoder_class(in_features, num_classes, norm=norm, **args)
     except (ValueError, TypeError) as error:
@@ -256,7 +262,7 @@ def find_decoder(name: str) -> type[nn.Module]:
         raise UserError(f"{_HEAD}.DECODER.NAME {name!r}: takes {', '.join(DECODERS)} or package.module:Class{hint}")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # ":Class", ".module:Class"
         raise UserError(f"{_HEAD}.DECODER.NAME {name!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UserError(f"{_HEAD}.DECODER.NAME {name!r}: takes a torch.nn.Module subclass")
@@ -293,6 +299,28 @@ def build_losses(entries: Sequence[Mapping[str, Any]], num_classes: int) -> list
     return losses
 
 
+def _weighted(losses: Sequence[WeightedLoss]) -> bool:
+    """Whether one of the losses cannot do without weights of the pixels."""
+    return any(name == "border_weighted_cross_entropy" for name, _, _ in losses)
+
+
+def _check_image_losses(losses: Sequence[str], decoder: str, outputs: Sequence[str]) -> None:
+    """Refuse a loss of image-level outputs where the decoder has none, and such outputs without a loss."""
+    of_image = [name for name in losses if name in IMAGE_LOSSES]
+    if of_image and not outputs:
+        raise UserError(
+            f"{_HEAD}.LOSSES {of_image[0]}: takes a decoder with an image-level output (unet3p with cgm True), not "
+            f"{decoder} as it is"
+        )
+    if outputs and not of_image:
+        raise UserError(_without_loss(outputs[0]))
+
+
+def _without_loss(output: str) -> str:
+    known = ", ".join(IMAGE_LOSSES if output.startswith("image_") else LOSSES)
+    return f"{_HEAD}.LOSSES has none for the decoder's output {output!r}: add one of {known}"
+
+
 def _try(name: str, function: Callable[..., Tensor], num_classes: int) -> None:
     """Call a loss on a few zeros, so that it refuses its arguments before the training."""
     shape = (1, 2, 1, 1) if name in IMAGE_LOSSES else (1, num_classes, 2, 2)
@@ -311,6 +339,6 @@ def _takes_weight(function: Callable[..., Any]) -> bool:
 def check_arguments(where: str, function: Callable[..., Any], args: Mapping[str, Any], reserved: set[str]) -> None:
     """Refuse a keyword that ``function`` does not take, naming those it does."""
     known = [name for name in inspect.signature(function).parameters if name not in {"self", "norm"} | reserved]
-    unknown = [name for name in args if name not in known]
+    unknown = [str(name) for name in args if name not in known]
     if unknown:
         raise UserError(f"{where}: unknown argument {', '.join(unknown)}; takes {', '.join(known) or 'none'}")

@@ -18,9 +18,10 @@ def test_all_kinds_are_listed_with_a_caption(capsys: pytest.CaptureFixture[str])
     assert len(set(captions)) == len(captions)
 
 
-def test_one_kind_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "losses"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "losses"
+@pytest.mark.parametrize(("kind", "title"), [("losses", "losses"), ("encoders", "backbones")])
+def test_one_kind_alone(kind: str, title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", kind]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")] == [title]
 
 
 def test_an_unknown_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -337,6 +337,8 @@ WRONG = [  # name, features, arguments, what the message says
     ("gcn", RES, {"up": "nearest"}, r"GCN takes up of \['bilinear', 'transpose'\], not 'nearest'"),
     ("gcn", RES, {"final_ups": 3}, "GCN takes final_ups that divide stride 4 to 1 or more, not 3"),
     ("gcn", RES, {"final_ups": -1}, "GCN takes final_ups .* not -1"),
+    ("fcn_head", only(POOLED, "pool3_indices"), {}, r"FCNHead takes features, no pooling indices, not \['pool3_ind"),
+    ("deeplabv3", RES, {"rates": [True]}, r"DeepLabV3 takes rates of integers >= 1, not \[True\]"),
     ("segnet", RES, {}, r"SegNet takes conv1 or image, pool1_indices .* not \['res2', 'res3', 'res4', 'res5'\]"),
     ("segnet", only(POOLED, "conv1", "pool1_indices", "pool2_indices"), {}, "and the deepest pool"),
     ("segnet", only(POOLED, "pool1_indices", "pool2_indices", "pool3_indices", "pool3"), {}, "takes conv1 or image"),

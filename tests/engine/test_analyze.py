@@ -362,6 +362,28 @@ def test_instance_heads_run_on_the_regions_that_the_config_allows():
     assert all(m.peak for m in result.memory)
 
 
+def test_keypoints_and_the_regions_of_a_shared_res5_are_counted():
+    opts = ["MODEL.RPN.POST_NMS_TOPK_TEST", "30", "TEST.DETECTIONS_PER_IMAGE", "20"]
+    result = analyze(load_config("coco/keypoint_mask_rcnn_R_50_FPN_1x.yaml", opts), size=(64, 64))
+    counts = {m.name: m.multiply_adds for m in result.modules}
+    assert counts["roi_heads.keypoint_head.conv_fcn1"] == 20 * 14 * 14 * 256 * 512 * 9
+    assert counts["roi_heads.mask_head.mask_fcn1"] == 20 * 14 * 14 * 256 * 256 * 9
+    alone = analyze(load_config("coco/keypoint_rcnn_R_50_FPN_1x.yaml", opts), size=(64, 64))
+    assert {m.name: m.multiply_adds for m in alone.modules}["roi_heads.keypoint_head.conv_fcn1"] > 0
+    result = analyze(load_config("coco/panoptic_deeplabv3plus_R_50_C4_1x.yaml", opts), size=(64, 64))
+    counts = {m.name: m.multiply_adds for m in result.modules}
+    assert counts["roi_heads.res5.2.conv2"] == (30 + 20) * 7 * 7 * 512 * 512 * 9
+    assert (result.proposals, result.masks, result.left_out) == (30, 20, [])
+    assert all(m.peak for m in result.memory)
+
+
+def test_heads_on_regions_of_another_kind_are_left_out_by_name():
+    with torch.device("meta"):
+        model = build_model(load_config("nuclei/panoptic_unet_R_18_FPN.yaml", ["MODEL.DEVICE", "meta"]))
+    model.roi_heads = nn.Identity()
+    assert (Network(model).regions, Network(model).left_out) == ((0, 0), ["proposal_generator", "roi_heads"])
+
+
 def test_a_head_of_centres_and_offsets_is_counted_beside_the_semantic_one():
     cfg = load_config("cityscapes/panoptic_deeplab_R_52_os16.yaml")
     cfg.MODEL.INS_EMBED_HEAD.ARGS.pool = None  # the ASPP averages the image, not a window
@@ -383,8 +405,19 @@ def test_a_size_that_the_network_cannot_take_is_refused():
         analyze(valid, size=(40, 40))
 
 
-def test_the_default_size_without_a_crop():
-    assert training_size(load_config("camvid/segnet_vgg16.yaml")) == (512, 512)
+@pytest.mark.parametrize("size", [None, ["a", "b"], [0, -1], [0.5, 0.5], [8]])
+def test_the_default_size_without_a_crop_in_pixels(size: Any):
+    cfg = load_config("camvid/segnet_vgg16.yaml")
+    cfg.INPUT.AUGMENTATIONS = [{"NAME": "RandomCrop"} | ({"size": size} if size else {})]
+    assert training_size(cfg) == (512, 512)
+
+
+def test_a_training_that_needs_weights_of_the_pixels_is_measured():
+    result = analyze(load_config("isbi2012/unet.yaml", ["MODEL.DEVICE", "meta"]), size=(20, 20))
+    assert [(x.mode, bool(x.peak), x.reason) for x in result.memory] == [
+        ("inference", True, ""),
+        ("training", True, ""),
+    ]
 
 
 @pytest.mark.parametrize(("stride", "ceil"), [(1, False), (2, True)])

@@ -102,6 +102,24 @@ def test_warms_up_at_a_constant_rate() -> None:
     assert got == pytest.approx([0.2 * BASE] * 5 + [BASE] * 16)
 
 
+@pytest.mark.parametrize(
+    ("solver", "line"),
+    [
+        (
+            {"WARMUP_ITERS": 100},
+            "SOLVER.WARMUP_ITERS 100: the warm-up takes all of MAX_ITER 20; it never gets to BASE_LR",
+        ),
+        ({"STEPS": (7, 30, 90)}, "SOLVER.STEPS [30, 90] never come: MAX_ITER is 20"),
+        ({"WARMUP_ITERS": 19, "STEPS": (7, 20)}, ""),
+    ],
+)
+def test_says_what_a_short_training_does_not_get_to(
+    solver: dict[str, Any], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(rates(config(**{"STEPS": (), **solver}))) == STEPS + 1
+    assert caplog.messages == [line] * bool(line)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_rate_of_zero_stays_zero(name: str) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
@@ -120,6 +138,13 @@ def test_a_rate_of_zero_stays_zero(name: str) -> None:
         ({"LR_SCHEDULER_NAME": "WarmupCosineLR", "BASE_LR_END": 1.0}, "SOLVER.BASE_LR_END 1.0: lies between 0 and"),
         ({"STEPS": (9, 3)}, "SOLVER.STEPS (9, 3): takes iterations in ascending order"),
         ({"LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "NUM_DECAYS": -1}, "SOLVER.NUM_DECAYS -1: takes"),
+        ({"STEPS": (0.5, 0.8)}, "SOLVER.STEPS (0.5, 0.8): takes iterations in ascending order"),
+        ({"STEPS": ("5",)}, "SOLVER.STEPS ('5',): takes iterations in ascending order"),
+        ({"GAMMA": -0.1}, "SOLVER.GAMMA -0.1: takes a number >= 0"),
+        ({"LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR", "GAMMA": float("nan")}, "SOLVER.GAMMA nan: takes"),
+        ({"LR_SCHEDULER_NAME": "WarmupPolyLR", "POLY_LR_POWER": -1.0}, "SOLVER.POLY_LR_POWER -1.0: takes"),
+        ({"WARMUP_ITERS": -5}, "SOLVER.WARMUP_ITERS -5: takes a number >= 0"),
+        ({"WARMUP_FACTOR": -1.0}, "SOLVER.WARMUP_FACTOR -1.0: takes a number >= 0"),
         ({"LR_SCHEDULER_NAME": "OneCycleLR", "ONE_CYCLE": {"PEAK": 1.0}}, "takes 0 < PEAK < 1"),
     ],
 )

@@ -268,6 +268,7 @@ def test_parts_that_do_not_split_the_batch_are_refused(
     [
         ({"CLIP_TYPE": "whole"}, "CLIP_TYPE 'whole': takes one of value, norm, full_model"),
         ({"CLIP_VALUE": 0.0}, "CLIP_VALUE 0.0: takes a number above 0"),
+        ({"NORM_TYPE": -1.0}, "NORM_TYPE -1.0: takes a number above 0"),
     ],
 )
 def test_a_clipping_that_cannot_be_is_refused(clip: dict[str, Any], line: str) -> None:

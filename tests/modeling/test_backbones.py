@@ -164,6 +164,12 @@ def test_freezing_stops_gradients_of_the_first_stages() -> None:
         ({"DILATIONS": [1, 2]}, r"MODEL.RESNETS.DILATIONS \[1, 2\]: takes none, or 4 whole numbers >= 1 here"),
         ({"DILATIONS": [1, 1, 1, 0]}, "MODEL.RESNETS.DILATIONS .*: takes none, or 4 whole numbers >= 1 here"),
         ({"BASIC_DILATION": "all"}, "MODEL.RESNETS.BASIC_DILATION 'all': takes 'both' or 'first' here"),
+        ({"OUT_FEATURES": [["res5"]]}, r"MODEL.RESNETS.OUT_FEATURES \[\['res5'\]\]: takes some of"),
+        ({"STEM_OUT_CHANNELS": 1, "DEEP_STEM": True}, "MODEL.RESNETS.STEM_OUT_CHANNELS 1: takes a number >= 2 here"),
+        ({"NUM_GROUPS": 0}, "MODEL.RESNETS.NUM_GROUPS 0: takes a number >= 1"),
+        ({"WIDTH_PER_GROUP": -1}, "MODEL.RESNETS.WIDTH_PER_GROUP -1: takes a number >= 1"),
+        ({"RES5_DILATION": 2}, "MODEL.RESNETS.RES5_DILATION 2: takes 1 here"),
+        ({"DEFORM_ON_PER_STAGE": [False, True]}, "MODEL.RESNETS.DEFORM_ON_PER_STAGE True: takes False here"),
     ],
 )
 def test_bad_keys_are_refused_by_name(keys: dict, text: str) -> None:

@@ -117,7 +117,9 @@ def test_the_trainer_leaves_frozen_layers_bit_identical(toy_config: Path, frozen
     ("values", "line"),
     [
         ({"MOMENTUM": 3.0}, "MODEL.BN.MOMENTUM 3.0: takes the share of a new batch, from 0 to 1, or None"),
+        ({"MOMENTUM": "0.1"}, "MODEL.BN.MOMENTUM 0.1: takes the share of a new batch, from 0 to 1, or None"),
         ({"EPS": 0.0}, "MODEL.BN.EPS 0.0: takes a number above 0, or None"),
+        ({"EPS": True}, "MODEL.BN.EPS True: takes a number above 0, or None"),
         ({"FROZEN": "head"}, "MODEL.BN.FROZEN 'head': takes '', 'backbone', 'all'"),
     ],
 )

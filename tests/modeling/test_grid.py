@@ -153,7 +153,10 @@ def test_a_narrow_model_on_each_backbone_gives_every_parameter_a_gradient(backbo
         ("R-50-FPN", {"ANCHOR_GENERATOR__SIZES": [[]]}, r" \[0, 0, 0, 0, 0\] anchors a cell"),
         ("R-50-FPN", {"RESNETS__OUTPUT_STRIDE": 16}, "strides {'p2': 4, 'p3': 8, 'p4': 16, 'p5': 16}; takes one map"),
         ("R-50-FPN", {"SEM_SEG_HEAD__THING_IDS": [54]}, "THING_IDS has 54: takes semantic classes, 0 to 53"),
+        ("R-50-FPN", {"SEM_SEG_HEAD__THING_IDS": ["car"]}, "THING_IDS has car: takes semantic classes, 0 to 53"),
         ("R-50-FPN", {"SEM_SEG_HEAD__IN_FEATURES": ["res6"]}, "res6 not given by the backbone"),
+        ("R-50-FPN", {"SEM_SEG_HEAD__IN_FEATURES": [5, ["p2"]]}, r"5, \['p2'\] not given by the backbone"),
+        ("R-50-FPN", {"FPN__OUT_CHANNELS": 0}, "MODEL.FPN.OUT_CHANNELS 0: takes a number >= 1"),
         ("dilated R-50, C4", {"ROI_HEADS__IN_FEATURES": ["res5"]}, r"of \[2048\] channels: takes one map as wide as"),
         ("dilated R-50, C4", {"KEYPOINT_ON": True}, "gives no keypoints"),
         (

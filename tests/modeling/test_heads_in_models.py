@@ -262,6 +262,9 @@ def test_what_cannot_be_built_says_why() -> None:
     assert "MODEL.SEM_SEG_HEAD.DECODER.NAME 'u_net'" in refusal(cfg) and "did you mean unet?" in refusal(cfg)
     cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME = "subprocess:Popen"
     assert "takes a torch.nn.Module subclass" in refusal(cfg)
+    for nowhere in (":UNet", ".decoders:UNet"):
+        cfg.MODEL.SEM_SEG_HEAD.DECODER.NAME = nowhere
+        assert refusal(cfg).startswith(f"MODEL.SEM_SEG_HEAD.DECODER.NAME '{nowhere}': ")
     cfg = config("unet", "PanopticSegmentor")
     cfg.MODEL.SEM_SEG_HEAD.DECODER.ARGS.chanels = [1]
     assert "unknown argument chanels; takes up, channels" in refusal(cfg)
@@ -274,6 +277,45 @@ def test_what_cannot_be_built_says_why() -> None:
     cfg = config("unet", "PanopticSegmentor", NAME="")
     cfg.MODEL.ROI_HEADS.NAME = cfg.MODEL.PROPOSAL_GENERATOR.NAME = ""
     assert "both are empty" in refusal(cfg)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "name", "value", "takes"),
+    [
+        ("deeplabv3plus", "separable", "false", "'false' takes True or False"),  # text counts as True
+        ("deeplabv3plus", "aspp_separable", 2, "2 takes True or False or None"),
+        ("deeplabv3", "rates", 0, "0 takes a list of whole numbers or None"),
+        ("deeplabv3", "rates", [6, True], "[6, True] takes a list of whole numbers or None"),
+        ("deeplabv3", "dropout", "0.5", "'0.5' takes a number"),
+        ("fcn", "skip_scale", ["a", 1], "['a', 1] takes a list of numbers or None"),
+        ("unet", "channels", 64, "64 takes a list of whole numbers or None"),
+        ("gcn", "final_ups", 2.0, "2.0 takes a whole number"),
+        ("gcn", "up", 3, "3 takes text"),
+    ],
+)
+def test_an_argument_of_another_type_than_the_decoders_is_refused(decoder: str, name: str, value: Any, takes: str):
+    cfg = config(decoder, "SemanticSegmentor")
+    cfg.MODEL.SEM_SEG_HEAD.DECODER.ARGS[name] = value
+    assert refusal(cfg) == f"MODEL.SEM_SEG_HEAD.DECODER.ARGS of {decoder}: {name} {takes}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("SEM_SEG_HEAD.AUX_WEIGHT", -1.0, "MODEL.SEM_SEG_HEAD.AUX_WEIGHT -1.0: takes a number >= 0"),
+        ("SEM_SEG_HEAD.LOSS_WEIGHT", float("nan"), "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT nan: takes a number >= 0"),
+        ("PIXEL_MEAN", [], "MODEL.PIXEL_MEAN [] and PIXEL_STD [1.0, 1.0, 1.0]: take a number for each channel"),
+        ("PIXEL_MEAN", ["a", 1, 2], "MODEL.PIXEL_MEAN ['a', 1, 2] and PIXEL_STD"),
+        ("PIXEL_STD", [1.0, 2.0], "PIXEL_STD [1.0, 2.0]: take a number for each channel of the image"),
+        ("PIXEL_STD", [1.0, 0.0, 1.0], "of the image, PIXEL_STD above 0"),
+    ],
+)
+def test_numbers_that_no_model_can_have_are_refused(key: str, value: Any, line: str) -> None:
+    cfg = config("fcn", "PanopticSegmentor")
+    cfg.MODEL.PIXEL_STD = [1.0] * 3
+    node, _, leaf = key.rpartition(".")
+    (cfg.MODEL[node] if node else cfg.MODEL)[leaf] = value
+    assert line in refusal(cfg)
 
 
 def test_batch_norm_on_a_single_value_names_norm() -> None:
@@ -335,9 +377,11 @@ def test_a_valid_unet_learns_from_the_part_it_covers_and_says_how_to_cover_all()
 def test_classification_guidance_needs_and_takes_its_own_loss() -> None:
     cfg = config("unet3p", "SemanticSegmentor")
     cfg.MODEL.SEM_SEG_HEAD.DECODER.ARGS.cgm = True
-    with pytest.raises(UserError, match="none for the decoder's output 'image_cgm': add one of presence"):
-        step(build_model(cfg), [sample()])
+    assert "none for the decoder's output 'image_cgm': add one of presence" in refusal(cfg)
     cfg.MODEL.SEM_SEG_HEAD.LOSSES = [{"NAME": "cross_entropy"}, {"NAME": "presence", "WEIGHT": 0.5}]
+    cfg.MODEL.SEM_SEG_HEAD.DECODER.ARGS.cgm = False
+    assert "LOSSES presence: takes a decoder with an image-level output (unet3p with cgm True)" in refusal(cfg)
+    cfg.MODEL.SEM_SEG_HEAD.DECODER.ARGS.cgm = True
     model = build_model(cfg)
     losses = step(model, [sample(), sample()])
     assert {"loss_sem_seg_cross_entropy", "loss_sem_seg_presence_image_cgm"} <= set(losses)

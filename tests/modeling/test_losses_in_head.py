@@ -99,6 +99,7 @@ REFUSED = [
     ({"NAME": "top_k", "fraction": 2}, 3, "fraction 2: takes a number > 0 and <= 1"),
     ({"NAME": "dice", "WEIGHT": float("nan")}, 3, "WEIGHT nan takes a number >= 0"),
     ({"NAME": "dice", "WEIGHT": True}, 3, "WEIGHT True takes a number >= 0"),
+    ({"NAME": "dice", 2: True}, 3, "unknown argument 2; takes smooth"),
 ]
 
 

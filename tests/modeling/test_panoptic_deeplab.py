@@ -149,6 +149,11 @@ def test_what_does_not_go_together_is_refused() -> None:
     assert "NAME 'Head': takes InstanceEmbeddingHead" in refusal(INS_EMBED_HEAD__NAME="Head")
     assert "THING_CLASSES [0]: takes one for each of THING_IDS [1, 2]" in refusal(INS_EMBED_HEAD__THING_CLASSES=[0])
     assert "SIGMA 0: takes pixels above 0" in refusal(INS_EMBED_HEAD__SIGMA=0)
+    assert "INS_EMBED_HEAD.CENTER_WEIGHT -1: takes a number >= 0" in refusal(INS_EMBED_HEAD__CENTER_WEIGHT=-1)
+    assert "INS_EMBED_HEAD.ARGS: separable 'no' takes True or False" in refusal(
+        INS_EMBED_HEAD__ARGS={"separable": "no"}
+    )
+    assert refusal(INS_EMBED_HEAD__NORM="B").startswith("MODEL.INS_EMBED_HEAD.NORM 'B': takes one of")
     inputs = scene(0)
     del inputs["panoptic_ids"]
     with pytest.raises(UserError, match="needs 'panoptic_ids' in the inputs"):
