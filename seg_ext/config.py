@@ -132,7 +132,9 @@ def add_seg_ext_config(cfg: CfgNode) -> None:
     cfg.TEST.LABELS_ONLY = False
     window = cfg.TEST.SLIDING_WINDOW = CfgNode({"SIZE": []})  # [height, width] of windows over a test image
     window.OVERLAP = 1 / 3  # share of a window's height and width that the next one covers again, at least
-    window.BLEND = "hann"  # weights of a window's pixels where several meet: falling off to its edges, or "uniform"
+    # Weights of a window's pixels where several meet: falling off to its edges, or "uniform"; "scores" is uniform, of
+    # scores in place of probabilities, in windows at full steps from the first pixel, as mmsegmentation has it.
+    window.BLEND = "hann"
     window.BATCH = 1  # windows that the model gets at once
     tta = cfg.TEST.TTA = CfgNode({"SCALES": [], "FLIP": False})  # factors on the test image's size; FLIP adds mirrored
     tta.NMS = 0.5  # boxes of one class above this IoU, found at several scales or flips, are one instance

@@ -19,11 +19,17 @@ _NESTED = "uncertainty"
 _DENSE = ("center_heat", _PIXELS)
 
 
-def dense_maps(output: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The maps (..., H, W) of a predictor's output as what can be averaged: float32, probabilities for scores."""
+def dense_maps(output: Mapping[str, Any], *, logs: bool = False) -> dict[str, Tensor]:
+    """The maps (..., H, W) of a predictor's output as what can be averaged: float32, probabilities or ``logs`` of them.
+
+    The mean of logs is that of scores but for a number a pixel, which the softmax takes away.
+    """
     maps = {key: output[key].float() for key in _DENSE if key in output}
     maps |= {f"{_NESTED}/{key}": value.float() for key, value in output.get(_NESTED, {}).items()}
-    return maps | ({"sem_seg": output["sem_seg"].float().softmax(0)} if "sem_seg" in output else {})
+    if "sem_seg" in output:
+        scores = output["sem_seg"].float()
+        maps["sem_seg"] = scores.log_softmax(0) if logs else scores.softmax(0)
+    return maps
 
 
 def as_output(maps: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class LargeImage:
         if output not in OUTPUTS:
             raise UserError(f"output {output!r}: takes {' or '.join(OUTPUTS)}")
         self._predict, self._read, self._batch, self._output = predict, read, max(1, batch), output
+        self._logs = blend == "scores"
         self._rows = lay_windows(size[0], height, overlap=overlap, blend=blend)
         self._columns = lay_windows(size[1], width, overlap=overlap, blend=blend)
         self.classes = len(next(self._windows(0, range(1)))[1])
@@ -145,7 +146,7 @@ class LargeImage:
                 total[:, rows.size - height :] = 0
 
     def _add_band(self, total: Tensor, top: int, band: int, panel: Panel) -> None:
-        """Add the windows of a band to probabilities (K, h, w) of a panel that begin at row ``top``."""
+        """Add the windows of a band to means (K, h, w) of a panel that begin at row ``top``."""
         image_rows, inner_rows = self._rows.inside(band)
         skipped = max(top - image_rows.start, 0)
         first = image_rows.start + skipped - top
@@ -159,7 +160,7 @@ class LargeImage:
             target.addcmul_(part[:, rows, columns], weights)
 
     def _windows(self, band: int, windows: range) -> Iterator[tuple[int, Tensor]]:
-        """Number and probabilities (K, h, w) of the windows of a band, on the CPU."""
+        """Number and probabilities (K, h, w), or logs of them, of the windows of a band, on the CPU."""
         for start in range(0, len(windows), self._batch):
             chosen = windows[start : start + self._batch]
             inputs = [
@@ -170,7 +171,7 @@ class LargeImage:
             for index, output in zip(chosen, outputs, strict=True):
                 if "sem_seg" not in output:
                     raise UserError(f"the model gives {sorted(output)}; large images are for those that give sem_seg")
-                yield index, dense_maps({"sem_seg": output["sem_seg"]})["sem_seg"].cpu()
+                yield index, dense_maps({"sem_seg": output["sem_seg"]}, logs=self._logs)["sem_seg"].cpu()
 
     def _image(self, band: int, column: int) -> Tensor:
         """(C, h, w) of a window, mirrored beyond the image."""
@@ -179,10 +180,10 @@ class LargeImage:
         y, x = self._rows.places(band) - rows.start, self._columns.places(column) - columns.start
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[:, y[:, None], x]
 
-    def _result(self, probabilities: Tensor) -> Array:
+    def _result(self, means: Tensor) -> Array:
         if self._output == "labels":
-            return probabilities.max(0).indices.numpy().astype(self.dtype)
-        return probabilities.numpy().copy()
+            return means.max(0).indices.numpy().astype(self.dtype)
+        return means.softmax(0).numpy() if self._logs else means.numpy().copy()
 
 
 def _lay_panels(columns: Axis, most: int) -> list[Panel]:

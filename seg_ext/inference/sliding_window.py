@@ -37,7 +37,7 @@ class SlidingWindow:
             predict: gets windows, all of one size; the borders of an image smaller than that are mirrored.
             size: height and width, pixels of the image as the model gets it.
             overlap: see :func:`seg_ext.inference.windows.lay_windows`.
-            blend: likewise, "hann" or "uniform".
+            blend: likewise, "hann", "uniform" or "scores", which takes means of scores and not of probabilities.
             batch: windows that ``predict`` gets at once.
 
         Raises:
@@ -46,7 +46,7 @@ class SlidingWindow:
         self._size = check_windows(size, overlap, blend)
         if batch < 1:
             raise UserError(f"TEST.SLIDING_WINDOW.BATCH {batch}: takes a number of windows from 1")
-        self._predict, self._batch = predict, batch
+        self._predict, self._batch, self._logs = predict, batch, blend == "scores"
         self._layout: dict[str, Any] = {"overlap": overlap, "blend": blend}
 
     def __call__(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -59,12 +59,14 @@ class SlidingWindow:
         means: dict[str, Tensor] = {}
         tiles: list[Tile] = []
         for place, output in self._windows(inputs, rows, columns):
-            for key, part in dense_maps(output).items():
+            for key, part in dense_maps(output, logs=self._logs).items():
                 if key not in means:
                     means[key] = part.new_zeros(*part.shape[:-2], *size)
                 add_window(means[key], part, rows, columns, place)
             if "instances" in output:
                 tiles.append(cut_tile(output["instances"], rows, columns, place))
+        if self._logs and "sem_seg" in means:
+            means["sem_seg"] = means["sem_seg"].softmax(0)
         result = as_output({key: resize_map(key, means.pop(key), wanted) for key in list(means)})
         if tiles:
             result["instances"] = resize_instances(merge_tiles(tiles, size), wanted)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seg_ext.errors import UserError
 
-BLENDS = ("hann", "uniform")
+BLENDS = ("hann", "uniform", "scores")
 
 
 class Axis(NamedTuple):
@@ -51,26 +51,28 @@ def check_windows(size: Any, overlap: float, blend: str, *, key: str = "TEST.SLI
     if not 0 <= overlap < 1:
         raise UserError(f"{key}.OVERLAP {overlap}: takes a share of a window, from 0 to below 1")
     if blend not in BLENDS:
-        raise UserError(f"{key}.BLEND {blend!r}: takes {' or '.join(BLENDS)}")
+        raise UserError(f"{key}.BLEND {blend!r}: takes {', '.join(BLENDS)}")
     return size[0], size[1]
 
 
 def lay_windows(length: int, size: int, *, overlap: float, blend: str) -> Axis:
-    """Spread as few windows as give the overlap evenly over a side of ``length`` pixels, from its first to its last.
+    """Lay as few windows as give the overlap over a side of ``length`` pixels, from its first to its last.
 
-    An image shorter than a window lies in the middle of one.
+    They are spread evenly; with "scores" they lie at full steps, as mmsegmentation's, the last one as far as the side
+    allows. An image shorter than a window lies in the middle of one.
 
     Args:
         length: pixels.
         size: pixels of a window.
         overlap: share of a window that the next one covers again, at least.
-        blend: "hann" weighs a window's pixels by the square of a half sine over it, "uniform" all the same.
+        blend: "hann" weighs a window's pixels by the square of a half sine over it, the others all the same.
     """
     starts: tuple[int, ...] = ((length - size) // 2,)
     if length > size:
         step = max(1, math.floor(size * (1 - overlap) + 1e-9))
         count = math.ceil((length - size) / step)
-        starts = tuple((length - size) * i // count for i in range(count + 1))
+        last = length - size
+        starts = tuple(min(i * step, last) if blend == "scores" else last * i // count for i in range(count + 1))
     taper = torch.ones(size, dtype=torch.float64)
     if blend == "hann":
         taper = torch.sin((torch.arange(size, dtype=torch.float64) + 0.5) * (math.pi / size)) ** 2

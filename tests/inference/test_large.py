@@ -39,7 +39,7 @@ def reader(pixels: np.ndarray) -> Any:
 
 
 @pytest.mark.parametrize(("size", "window"), [((70, 90), (24, 32)), ((20, 90), (32, 16)), ((90, 10), (20, 24))])
-@pytest.mark.parametrize(("overlap", "blend"), [(0, "uniform"), (1 / 3, "hann"), (0.7, "hann")])
+@pytest.mark.parametrize(("overlap", "blend"), [(0, "uniform"), (1 / 3, "hann"), (0.7, "hann"), (0.6, "scores")])
 @pytest.mark.parametrize("memory", [1, 30_000, 1 << 29])
 def test_bands_and_panels_give_what_windows_over_the_whole_give(
     size: tuple[int, int], window: tuple[int, int], overlap: float, blend: str, memory: int

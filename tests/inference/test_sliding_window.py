@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from scipy import ndimage
 
 from seg_ext.errors import UserError
 from seg_ext.inference.sliding_window import SlidingWindow
 from seg_ext.inference.tiled_instances import cut_tile, merge_tiles
-from seg_ext.inference.windows import lay_windows
+from seg_ext.inference.windows import BLENDS, lay_windows
 from seg_ext.postprocess import group_pixels
 
 
-@pytest.mark.parametrize("blend", ["hann", "uniform"])
+@pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("overlap", [0, 1 / 3, 0.5, 0.8])
 @pytest.mark.parametrize(("length", "size"), [(7, 7), (8, 7), (100, 7), (50, 16), (5, 16), (1, 4)])
 def test_windows_cover_a_side_with_their_overlap_and_weights_of_one(
@@ -43,6 +44,30 @@ def test_as_many_crops_as_the_pspnet_protocol_has(length: int, size: int, overla
     assert len(lay_windows(length, size, overlap=overlap, blend="uniform").starts) == count
 
 
+@pytest.mark.parametrize(("height", "width", "crop", "step"), [(20, 37, 12, 8), (12, 30, 12, 5), (40, 29, 12, 12)])
+def test_scores_in_windows_at_full_steps_are_mmsegmentations(height: int, width: int, crop: int, step: int) -> None:
+    """Its slide_inference, by its definition: sums and counts of scores, each window pushed back into the image."""
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.randn(4, 3, 5, 5, generator=generator)
+
+    def model(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"sem_seg": 3 * F.conv2d(x["image"][None], kernel, padding=2)[0]} for x in batch]
+
+    image = torch.randn(3, height, width, generator=generator)
+    sums, counts = torch.zeros(4, height, width), torch.zeros(1, height, width)
+    for row in range(max(height - crop + step - 1, 0) // step + 1):
+        for column in range(max(width - crop + step - 1, 0) // step + 1):
+            bottom, right = min(row * step + crop, height), min(column * step + crop, width)
+            place = slice(max(bottom - crop, 0), bottom), slice(max(right - crop, 0), right)
+            sums[(slice(None), *place)] += model([{"image": image[(slice(None), *place)]}])[0]["sem_seg"]
+            counts[(slice(None), *place)] += 1
+    found = SlidingWindow(model, [crop, crop], overlap=1 - step / crop, blend="scores")([{"image": image}])[0][
+        "sem_seg"
+    ]
+    torch.testing.assert_close(found.softmax(0), (sums / counts).softmax(0))
+    assert torch.equal(found.argmax(0), (sums / counts).argmax(0))
+
+
 def image_of(kind: str, height: int, width: int) -> torch.Tensor:
     if kind == "constant":
         return torch.full((3, height, width), 37.0)
@@ -50,7 +75,7 @@ def image_of(kind: str, height: int, width: int) -> torch.Tensor:
     return torch.stack([rows, columns, rows + columns]).float()
 
 
-@pytest.mark.parametrize("blend", ["hann", "uniform"])
+@pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("kind", ["constant", "ramp"])
 @pytest.mark.parametrize(("height", "width"), [(61, 53), (24, 32), (20, 70), (3, 5)])
 def test_a_model_of_single_pixels_gives_the_whole_image_s_probabilities(
@@ -107,7 +132,7 @@ def test_the_prediction_has_the_size_that_is_asked_for(pointwise) -> None:
         ({"size": [8.5, 8]}, "SIZE"),
         ({"overlap": 1.0}, "OVERLAP 1.0: takes a share"),
         ({"overlap": float("nan")}, "OVERLAP nan"),
-        ({"blend": "gauss"}, "BLEND 'gauss': takes hann or uniform"),
+        ({"blend": "gauss"}, "BLEND 'gauss': takes hann, uniform, scores"),
         ({"batch": 0}, "BATCH 0: takes"),
     ],
 )

@@ -216,7 +216,7 @@ def _pipeline(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, 
     crop, step = ([side, side] if isinstance(side, int) else side for side in sides)
     if slide.get("mode") == "slide" and _pair(crop) and _pair(step):
         overlap = max(1 - b / a for a, b in zip(crop, step, strict=True))
-        out["test"]["SLIDING_WINDOW"] = {"SIZE": list(crop), "OVERLAP": overlap, "BLEND": "uniform"}
+        out["test"]["SLIDING_WINDOW"] = {"SIZE": list(crop), "OVERLAP": overlap, "BLEND": "scores"}
     return out
 
 

@@ -349,7 +349,7 @@ def test_the_config_in_a_checkpoint_says_what_a_name_says_and_what_images_it_tak
         "FORMAT": ""
     }
     assert found["INPUT"]["FORMAT"] == ("BGR" if key == "config" else "RGB")
-    windows = {"SIZE": [769, 769], "OVERLAP": 1 - 513 / 769, "BLEND": "uniform"}
+    windows = {"SIZE": [769, 769], "OVERLAP": 1 - 513 / 769, "BLEND": "scores"}
     assert found.get("TEST") == ({"SLIDING_WINDOW": windows} if key == "config" else None)
 
 
