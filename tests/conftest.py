@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)  # several processes test at once
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 hypothesis.settings.register_profile("loaded", deadline=None)  # time per example says how busy the machine is
 hypothesis.settings.load_profile("loaded")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, which would else wait for each other's threads

@@ -17,6 +17,7 @@ from seg_ext.metrics import PanopticStat
 
 _PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _RGB = b"\x08\x02"  # bits a sample, kind of colour: after the size
+_HEAD = 26  # bytes up to there
 
 
 class SegmentFile(NamedTuple):
@@ -68,18 +69,22 @@ def png_size(path: Path) -> tuple[int, int]:
         UserError: no such file, or no image.
     """
     with naming(path):
-        with open(path, "rb") as file:
-            head = file.read(24)
-        if head.startswith(_PNG) and len(head) == 24:
+        head = _head(path)
+        if head.startswith(_PNG) and len(head) == _HEAD:
             return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
         with opened(path) as image:
             return image.height, image.width
 
 
 def _is_rgb(path: Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(26)
+    head = _head(path)
     return head.startswith(_PNG) and head[24:] == _RGB
+
+
+def _head(path: Path) -> bytes:
+    """A PNG's first bytes: what it is, width, height, bits and kind of colour."""
+    with open(path, "rb") as file:
+        return file.read(_HEAD)
 
 
 def _listed(file: SegmentFile) -> dict[str, Any]:
